@@ -1,0 +1,15 @@
+"""Deep image prior: an untrained network, fitted to one image."""
+
+from .runtime import choose_budget, choose_device, choose_precision
+from .images import crop, load_image, sample, save_image
+from .corruption import (
+    add_gaussian_noise,
+    permute_channels,
+    shuffle_elements,
+    shuffle_rows_and_columns,
+    uniform_noise,
+)
+from .network import SkipNetwork, random_input
+from .resampling import LanczosDownsampler, lanczos, resize
+from .metrics import luma, mse, psnr, share_explained, ssim, steps_to_reach
+from .fitting import Fit, fit, load_fit

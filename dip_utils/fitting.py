@@ -1,0 +1,561 @@
+"""The optimisation: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖².
+
+`fit` is the loop and `Fit` is what it leaves behind. The mathematics of one
+step is in `_Problem`; around it stand the things that an instrument needs: it
+can be stopped, continued, saved, and it notices when it diverges.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import os
+import signal
+import tempfile
+import threading
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .images import check_image, check_same_shape
+from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
+
+#: Weight of the newest output in the exponential average, as in the authors' code.
+AVERAGE_WEIGHT = 0.01
+#: How often, in steps, the losses are looked at for divergence.
+CHECK_EVERY = 25
+#: How often `fit` goes back to the last good state before it gives up.
+MOST_RECOVERIES = 3
+#: Steps that CUDA takes one by one before it captures one.
+WARM_UP_STEPS = 3
+#: The largest share of the time that `watch` may take.
+WATCH_SHARE = 0.02
+FILE_FORMAT = "dip_utils.Fit 1"
+
+keep_freed_memory()
+
+
+@dataclass
+class Fit:
+    """What an optimisation leaves behind.
+
+    Entry t of a curve belongs to the network after t updates: entry 0 to the
+    untrained network, entry `steps` to `output`.
+
+    Attributes
+    ----------
+    loss : ndarray, (steps + 1,)
+        Mean squared error of d(output) against the target.
+    psnr, average_psnr : ndarray, (steps + 1,), or None
+        PSNR in dB of the output and of the average; None without a reference.
+    kept : dict of int to Tensor (C, H, W)
+        The outputs at the steps that were asked for.
+    output, average : Tensor, (C, H, W)
+        The last output, and the exponential average of all outputs with weight
+        0.01 for the newest; over the first 100 it is their plain mean.
+    target, reference : Tensor or None
+        As given to `fit`.
+    steps, planned : int
+        Updates done, and updates asked for.
+    seconds : float
+        Time spent in the loop.
+    device, precision : str
+        Where it ran, and the dtype of the activations at the end.
+    running, interrupted : bool
+        Whether it is still under way; whether it was stopped by hand.
+    diverged : bool
+        Whether it gave up after a divergence.
+    remarks : list of str
+        What happened on the way, one sentence each.
+    state : dict of str to Tensor
+        All that `fit(..., start=run)` needs to go on.
+    """
+
+    target: torch.Tensor
+    reference: torch.Tensor | None
+    planned: int
+    device: str
+    precision: str = ""
+    loss: np.ndarray = None
+    psnr: np.ndarray = None
+    average_psnr: np.ndarray = None
+    kept: dict = field(default_factory=dict)
+    output: torch.Tensor = None
+    average: torch.Tensor = None
+    seconds: float = 0.0
+    running: bool = True
+    interrupted: bool = False
+    diverged: bool = False
+    remarks: list = field(default_factory=list)
+    state: dict = field(default_factory=dict)
+
+    def say(self, sentence):
+        """Print a remark and remember it."""
+        self.remarks.append(sentence)
+        print(sentence)
+
+    @property
+    def steps(self):
+        """Number of updates done."""
+        return len(self.loss) - 1
+
+    def __repr__(self):
+        quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
+        return (
+            f"<Fit: {self.steps} of {self.planned} steps in {self.seconds:.0f} s "
+            f"on {self.device} in {self.precision}, loss {self.loss[-1]:.4g}{quality}>"
+        )
+
+    def save(self, path):
+        """Write the run to one file, from which `load_fit` restores all of it.
+
+        The file is a NumPy archive without pickled objects. It appears under
+        its name only when complete.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends with ``.npz``.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .npz")
+        arrays = {"loss": self.loss, "output": self.output, "average": self.average, "target": self.target}
+        for name in ("psnr", "average_psnr", "reference"):
+            if getattr(self, name) is not None:
+                arrays[name] = getattr(self, name)
+        arrays |= {f"kept/{step}": image for step, image in self.kept.items()}
+        arrays |= {f"state/{name}": tensor for name, tensor in self.state.items()}
+        names = ("planned", "seconds", "device", "precision", "running", "interrupted", "diverged", "remarks")
+        facts = {"format": FILE_FORMAT} | {name: getattr(self, name) for name in names}
+        arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            try:
+                np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+                file.flush()
+                os.fsync(file.fileno())
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        os.replace(file.name, path)
+
+
+def load_fit(path):
+    """Read a run that `Fit.save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at `path`.
+    ValueError
+        If the file is truncated or not a saved run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: got {str(path)!r}, where there is no file; wants a saved run")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        facts = json.loads(arrays.pop("facts").tobytes())
+        if facts.pop("format") != FILE_FORMAT:
+            raise KeyError("format")
+        curves = {name: arrays.pop(name, None) for name in ("loss", "psnr", "average_psnr")}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        part = {"kept": {}, "state": {}}
+        for name in [name for name in tensors if "/" in name]:
+            kind, key = name.split("/", 1)
+            part[kind][int(key) if kind == "kept" else key] = tensors.pop(name)
+        return Fit(**curves, **part, reference=tensors.pop("reference", None), **tensors, **facts)
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"path: got {str(path)!r}, truncated or not a run that Fit.save wrote") from error
+
+
+class _Problem:
+    """One image, one network, one optimiser on a device: what a step computes."""
+
+    def __init__(self, network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator):
+        self.device, self.generator, self.input_noise = device, generator, input_noise
+        # Weights, output and loss; the activations alone may be of fewer bits.
+        self.exact = torch.promote_types(precision, torch.float32)
+        self.network = network.to(device, self.exact, memory_format=torch.channels_last)
+        self.operator = copy.deepcopy(operator).to(device, self.exact) if isinstance(operator, nn.Module) else operator
+        self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
+        self.reference = None if reference is None else reference[None].to(device, self.exact)
+        self.noise = torch.empty_like(self.z)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        cuda = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=cuda)
+        for parameter in self.parameters:
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        shape = (1, network.output_channels, *z.shape[1:])
+        self.output = torch.zeros(shape, dtype=self.exact, device=device)
+        self.average = torch.zeros(shape, dtype=self.exact, device=device)
+        #: Rows: loss; error of the output and of the average against the reference.
+        self.records = torch.empty(1 if reference is None else 3, 0, dtype=self.exact, device=device)
+        self.use(precision)
+
+    def state(self):
+        """All tensors that an update changes, by name."""
+        moments = self.optimizer.state
+        names = [name for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+        state = {"count": self.count, "average": self.average}
+        for name, parameter in zip(names, self.parameters, strict=True):
+            state[f"weight.{name}"] = parameter.detach()
+            state[f"exp_avg.{name}"] = moments[parameter]["exp_avg"]
+            state[f"exp_avg_sq.{name}"] = moments[parameter]["exp_avg_sq"]
+        return state
+
+    def restore(self, saved):
+        """Go back to a copy of `state`."""
+        state = self.state()
+        with torch.no_grad():
+            for name, tensor in state.items():
+                tensor.copy_(saved[name])
+        for moments in self.optimizer.state.values():
+            moments["step"].copy_(self.count)
+
+    def saved_state(self, step):
+        """A copy on the CPU of all that a run needs to go on."""
+        saved = {name: tensor.cpu().clone() for name, tensor in self.state().items()}
+        return saved | {"records": self.records[:, :step].cpu(), "generator": self.generator.get_state()}
+
+    def resume(self, saved):
+        """Take up a saved state, on this device or from another."""
+        self.restore(saved)
+        if saved["generator"].shape == self.generator.get_state().shape:
+            self.generator.set_state(saved["generator"])
+        history = torch.full((len(self.records), saved["records"].shape[1]), math.nan)
+        rows = min(len(history), len(saved["records"]))
+        history[:rows] = saved["records"][:rows]
+        self.records = history.to(self.device)
+
+    def make_room(self, length):
+        """Lengthen the records to this many steps."""
+        more = length - self.records.shape[1]
+        self.records = F.pad(self.records, (0, more), value=math.nan)
+
+    def use(self, precision):
+        """Compute the activations in this dtype from here on."""
+        self.precision, self.graph, self.warm = precision, None, 0
+        # float16 has gradients below its smallest number without this.
+        self.loss_scale = 1024.0 if precision == torch.float16 else 1.0
+        self.x = torch.empty_like(self.z, dtype=precision, memory_format=torch.channels_last)
+
+    def forward(self):
+        """Draw noise, compute the output and the loss, and record them."""
+        if self.input_noise:
+            # Filled in contiguous order: a channels-last tensor is filled by one thread.
+            self.x.copy_(self.noise.normal_(generator=self.generator).mul_(self.input_noise).add_(self.z))
+        else:
+            self.x.copy_(self.z)
+        output = self.network(self.x)
+        loss = F.mse_loss(output if self.operator is None else self.operator(output), self.target)
+        with torch.no_grad():
+            self.output.copy_(output)
+            self.average.lerp_(self.output, (1 / (self.count + 1)).clamp(min=AVERAGE_WEIGHT).to(self.exact))
+            values = [loss]
+            if self.reference is not None:
+                values += [F.mse_loss(self.output, self.reference), F.mse_loss(self.average, self.reference)]
+            self.records.index_copy_(1, self.count[None], torch.stack(values)[:, None])
+        return loss
+
+    def step(self):
+        """Forward, backward, one update of Adam."""
+        loss = self.forward()
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss * self.loss_scale).backward()
+        if self.loss_scale != 1:
+            torch._foreach_mul_([parameter.grad for parameter in self.parameters], 1 / self.loss_scale)
+        self.optimizer.step()
+        self.count += 1
+
+    def advance(self, run):
+        """One step; on CUDA a captured graph of it, one launch instead of some thousand."""
+        if self.graph is not None:
+            self.graph.replay()
+            return
+        if self.device.type == "cuda" and self.warm == WARM_UP_STEPS:
+            try:
+                graph = torch.cuda.CUDAGraph()
+                graph.register_generator_state(self.generator)
+                with torch.cuda.graph(graph):
+                    self.step()
+                self.graph = graph
+                graph.replay()
+                return
+            except RuntimeError as error:
+                run.say(f"No CUDA graph, the steps are launched one by one: {str(error).splitlines()[0]}")
+        self.warm += 1
+        self.step()
+
+    def report(self, run, step):
+        """Bring the run up to its state at this step."""
+        curves = self.records[:, : step + 1].double().cpu().numpy()
+        run.loss = curves[0]
+        if self.reference is not None:
+            with np.errstate(divide="ignore"):
+                run.psnr, run.average_psnr = -10 * np.log10(curves[1:])
+        run.output = self.output[0].cpu().float().clone()
+        run.average = self.average[0].cpu().float().clone()
+
+
+class _Guard:
+    """Notices a divergence within `CHECK_EVERY` steps and goes back to the last good state."""
+
+    def __init__(self, problem, run, step):
+        self.problem, self.run = problem, run
+        self.good = {name: tensor.clone() for name, tensor in problem.state().items()}
+        self.good_step, self.usual, self.recoveries = step, None, 0
+        self.variance = problem.target.var(correction=0).item()
+
+    def check(self, step):
+        """Look at the newest losses; return the step to go on from."""
+        if step - self.good_step < CHECK_EVERY:
+            return step
+        losses = self.problem.records[0, self.good_step : step].cpu()
+        jumped = self.usual is not None and losses.min() > max(4 * self.usual, self.variance / 2)
+        if torch.isfinite(losses).all() and not jumped:
+            self.usual, self.good_step = losses.median().item(), step
+            torch._foreach_copy_(list(self.good.values()), list(self.problem.state().values()))
+            return step
+        what = "stayed high after a jump" if jumped else "became NaN or infinite"
+        if self.recoveries == MOST_RECOVERIES:
+            self.run.diverged = True
+            self.run.say(f"The loss {what} again: given up at step {self.good_step}, the last good state is kept.")
+        else:
+            self.recoveries += 1
+            self.run.say(f"The loss {what} by step {step}: going on from step {self.good_step} in float32.")
+            self.problem.use(self.problem.exact)
+        return self.go_back()
+
+    def go_back(self):
+        """Restore the last good state and return its step. The noise that follows is new."""
+        self.problem.restore(self.good)
+        return self.good_step
+
+
+class _Watcher:
+    """Calls `watch` at most twice a second and for at most `WATCH_SHARE` of the time."""
+
+    def __init__(self, watch, begun):
+        self.watch, self.begun, self.shown = watch, begun, begun
+        self.spent = 0.0
+
+    def is_due(self):
+        if self.watch is None:
+            return False
+        now = time.perf_counter()
+        return now - self.shown > 0.5 and self.spent < WATCH_SHARE * (now - self.begun)
+
+    def show(self, run):
+        before = time.perf_counter()
+        self.watch(run)
+        self.shown = time.perf_counter()
+        self.spent += self.shown - before
+
+
+@contextlib.contextmanager
+def _stop_button():
+    """Let the first ■ (SIGINT) be read between two steps; a second one raises as usual."""
+    presses = []
+    if threading.current_thread() is not threading.main_thread():
+        yield presses
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number, frame):
+        if presses:
+            raise KeyboardInterrupt
+        presses.append(number)
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+def _check(network, z, target, operator, reference, keep, start, steps):
+    """Raise for arguments that do not fit together, before any work."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork")
+    check_image("z", z, bounded=False)
+    # Recipe A's target leaves [0, 1].
+    check_image("target", target, bounded=False)
+    if len(z) != network.input_channels:
+        raise ValueError(f"z: got {len(z)} channels; wants {network.input_channels}, the network's input_channels")
+    if min(z.shape[1:]) < network.smallest_side:
+        raise ValueError(
+            f"z: got {z.shape[1]} × {z.shape[2]}; wants at least {network.smallest_side} on each side "
+            "for the network's scales"
+        )
+    shape = (network.output_channels, *z.shape[1:])
+    if operator is None:
+        made, maker = shape, "the network makes from z"
+    else:
+        if not callable(operator):
+            raise TypeError(f"operator: got {type(operator).__name__}; wants a function of a tensor (1, C, H, W)")
+        made, maker = tuple(operator(torch.zeros(1, *shape)).shape[1:]), "the operator makes of the network's output"
+    if tuple(target.shape) != made:
+        raise ValueError(f"target: got shape {tuple(target.shape)}; wants {made}, what {maker}")
+    if reference is not None:
+        check_image("reference", reference, bounded=False)
+        if tuple(reference.shape) != shape:
+            raise ValueError(
+                f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes from z"
+            )
+    first = 0 if start is None else start.steps
+    for step in keep:
+        check_integer("keep", step, 0)
+        if not first <= step <= first + steps:
+            raise ValueError(f"keep: got {step}; wants steps from {first} to {first + steps}")
+    if start is not None:
+        check_same_shape("target", target, "the target of start", start.target)
+        wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
+        had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
+        if wanted != had:
+            raise ValueError("start: got a run of another network; wants one of a network built like this one")
+
+
+def fit(
+    network,
+    z,
+    target,
+    *,
+    operator=None,
+    steps,
+    learning_rate=0.01,
+    input_noise=1 / 30,
+    reference=None,
+    keep=(),
+    seed=0,
+    start=None,
+    watch=None,
+    device="auto",
+    precision="auto",
+):
+    """Fit a network to one image by gradient descent: the deep image prior.
+
+    Minimises ‖d(f_θ(z + n)) − x₀‖² / size over θ with Adam; the noise n is drawn
+    anew at each step. Interrupting it (■) ends it between two steps and
+    returns the run so far.
+
+    Parameters
+    ----------
+    network : SkipNetwork
+        The generator f_θ; it is trained in place.
+    z : Tensor, (input_channels, H, W)
+        The input, as `random_input` makes it.
+    target : Tensor, (C, h, w)
+        The image x₀; (output_channels, H, W) where there is no operator. May
+        leave [0, 1].
+    operator : callable, optional
+        The differentiable operator d, from (1, output_channels, H, W) to
+        (1, C, h, w); the identity where not given.
+    steps : int
+        Updates to do in this call.
+    learning_rate : float
+        Of Adam.
+    input_noise : float
+        Standard deviation of n.
+    reference : Tensor, (output_channels, H, W), optional
+        The ground truth. Used to report PSNR, never to train.
+    keep : iterable of int
+        Steps whose outputs are kept, counted from the start of the run: 0 is
+        the untrained network, `steps` the last output.
+    seed : int
+        Of the noise n.
+    start : Fit, optional
+        A run to go on with: its weights, moments and noise are taken up.
+    watch : callable, optional
+        Called with the run so far, at most twice a second and for at most 2 %
+        of the time, and once at the end.
+    device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
+        CUDA where there is one, else the CPU.
+    precision : {"auto", "float64", "float32", "bfloat16", "float16"}
+        Of the activations; see `choose_precision`.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has no meaning; the message names it. Nothing has been
+        trained then.
+
+    References
+    ----------
+    Deep Image Prior, equation 2; the report's requirements 1 to 3.
+    """
+    check_integer("steps", steps, 1)
+    check_number("learning_rate", learning_rate, above=0)
+    check_number("input_noise", input_noise, least=0)
+    keep = set(keep)
+    device = choose_device(device)
+    precision = choose_precision(precision, device)
+    generator = seeded(seed, device)
+    _check(network, z, target, operator, reference, keep, start, steps)
+
+    begun = time.perf_counter()
+    problem = _Problem(network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator)
+    step = 0 if start is None else start.steps
+    last = step + steps
+    run = Fit(target=target, reference=reference, planned=last, device=str(device))
+    if start is not None:
+        run.kept, run.remarks, run.seconds = dict(start.kept), list(start.remarks), start.seconds
+        problem.resume(start.state)
+    problem.make_room(last + 1)
+    guard = _Guard(problem, run, step)
+    watcher = _Watcher(watch, begun)
+    with _stop_button() as presses:
+        try:
+            while step < last and not presses and not run.diverged:
+                problem.advance(run)
+                if step in keep:
+                    run.kept[step] = problem.output[0].to("cpu", torch.float32, non_blocking=True, copy=True)
+                step = guard.check(step + 1)
+                if watcher.is_due():
+                    problem.report(run, step - 1)
+                    watcher.show(run)
+        except KeyboardInterrupt:
+            # Raised inside a step, by `watch` or `operator`; a second ■ means it.
+            if presses:
+                raise
+            presses.append(signal.SIGINT)
+            step = guard.go_back()
+        run.state = problem.saved_state(step)
+        with torch.no_grad():
+            problem.forward()
+        problem.report(run, step)
+    network.to("cpu", torch.float32)
+    if step in keep:
+        run.kept[step] = run.output
+    run.running, run.interrupted = False, bool(presses)
+    run.seconds += time.perf_counter() - begun
+    run.precision = str(problem.precision)[6:]
+    if run.interrupted:
+        run.say(f"Stopped by hand at step {step} of {last}; the run so far is kept.")
+    if watch is not None:
+        watch(run)
+    return run

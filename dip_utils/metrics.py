@@ -1,0 +1,146 @@
+"""How good an image is, the ground truth always first."""
+
+import math
+
+import numpy as np
+import torch
+from skimage.color import rgb2ycbcr
+from skimage.metrics import structural_similarity
+
+from .images import check_image, check_same_shape
+from .runtime import check_integer, check_number
+
+
+def mse(reference, image):
+    """Mean squared error, over all pixels and channels.
+
+    Parameters
+    ----------
+    reference, image : Tensor, (C, H, W)
+
+    Returns
+    -------
+    float
+    """
+    check_image("reference", reference, bounded=False)
+    check_image("image", image, bounded=False)
+    check_same_shape("image", image, "reference", reference)
+    return (reference.double() - image.double()).square().mean().item()
+
+
+def psnr(reference, image, *, border=0):
+    """Peak signal-to-noise ratio for images whose range is 1.
+
+    Parameters
+    ----------
+    reference, image : Tensor, (C, H, W)
+    border : int
+        Pixels to leave out at each side, as the super-resolution literature does.
+
+    Returns
+    -------
+    float
+        10 log₁₀(1 / MSE), in dB; infinite for equal images.
+    """
+    check_integer("border", border, 0)
+    check_image("reference", reference, bounded=False)
+    if 2 * border >= min(reference.shape[1:]):
+        raise ValueError(f"border: got {border}; wants less than half of {min(reference.shape[1:])}, the shorter side")
+    if border:
+        check_image("image", image, bounded=False)
+        reference = reference[:, border:-border, border:-border]
+        image = image[:, border:-border, border:-border]
+    error = mse(reference, image)
+    return -10 * math.log10(error) if error else math.inf
+
+
+def ssim(reference, image):
+    """Structural similarity with the Gaussian window of Wang et al. (2004), by scikit-image.
+
+    Parameters
+    ----------
+    reference, image : Tensor, (C, H, W)
+        At least 11 pixels on each side.
+
+    Returns
+    -------
+    float
+        1 for equal images; the mean over the channels.
+    """
+    check_image("reference", reference, bounded=False)
+    check_image("image", image, bounded=False)
+    check_same_shape("image", image, "reference", reference)
+    if min(reference.shape[1:]) < 11:
+        raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants at least 11 pixels on each side")
+    return float(
+        structural_similarity(
+            reference.numpy(),
+            image.numpy(),
+            channel_axis=0,
+            data_range=1,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def luma(image):
+    """The luma Y of ITU-R BT.601 in studio range, on which super-resolution is scored.
+
+    Parameters
+    ----------
+    image : Tensor, (3, H, W)
+
+    Returns
+    -------
+    Tensor, (1, H, W)
+        From 16/255 for black to 235/255 for white.
+    """
+    check_image("image", image, bounded=False)
+    if len(image) != 3:
+        raise ValueError(f"image: got {len(image)} channels; wants 3")
+    return torch.from_numpy(rgb2ycbcr(image.double().numpy(), channel_axis=0)[:1] / 255).float()
+
+
+def share_explained(target, loss):
+    """The share of the target's variance that an output with this loss explains.
+
+    1 is a perfect copy, 0 is as good as the target's mean colour alone. It makes
+    losses on targets of unequal variance comparable.
+
+    Parameters
+    ----------
+    target : Tensor, (C, H, W)
+    loss : array_like
+        Mean squared errors against `target`.
+
+    Returns
+    -------
+    ndarray or float
+        1 - loss / Var(target), the variance taken over all elements.
+    """
+    check_image("target", target, bounded=False)
+    variance = target.double().var(correction=0).item()
+    if variance == 0:
+        raise ValueError("target: got an image of one value; wants one whose variance is not 0")
+    return 1 - np.asarray(loss, dtype=float) / variance
+
+
+def steps_to_reach(curve, level):
+    """The first step at which a rising curve reaches a level.
+
+    Parameters
+    ----------
+    curve : array_like, (steps + 1,)
+        One value per step.
+    level : float
+
+    Returns
+    -------
+    int or None
+        None where it never does.
+    """
+    check_number("level", level)
+    reached = np.flatnonzero(np.asarray(curve) >= level)
+    return int(reached[0]) if len(reached) else None

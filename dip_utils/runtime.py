@@ -1,0 +1,156 @@
+"""The machine underneath: budget, device, precision, seeds, allocator."""
+
+import ctypes
+import math
+import numbers
+import os
+import platform
+
+import torch
+
+BUDGETS = ("full", "quick", "smoke")
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_integer(name, value, least):
+    """Raise unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: got {value!r}; wants an integer")
+    if value < least:
+        raise ValueError(f"{name}: got {value}; wants an integer of at least {least}")
+
+
+def check_number(name, value, *, above=None, least=None):
+    """Raise unless `value` is a finite real number within its bound."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {value!r}; wants a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: got {value}; wants a finite number")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}: got {value}; wants a number above {above}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: got {value}; wants a number of at least {least}")
+
+
+def seeded(seed, device="cpu"):
+    """A random generator of its own, so that no function touches the global one.
+
+    Parameters
+    ----------
+    seed : int
+        0 or above, below 2**63.
+    device : str or torch.device
+
+    Returns
+    -------
+    torch.Generator
+    """
+    check_integer("seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"seed: got {seed}; wants an integer below 2**63")
+    return torch.Generator(device).manual_seed(int(seed))
+
+
+def choose_budget():
+    """How much work a notebook does: ``DIP_BUDGET``, or what fits the machine.
+
+    Returns
+    -------
+    str
+        "full" (the report's sizes and steps), "quick" (minutes on a laptop) or
+        "smoke" (for automatic tests). Where ``DIP_BUDGET`` is not set: "full"
+        with CUDA, else "quick".
+
+    Raises
+    ------
+    ValueError
+        If ``DIP_BUDGET`` holds another word.
+    """
+    budget = os.environ.get("DIP_BUDGET") or ("full" if torch.cuda.is_available() else "quick")
+    if budget not in BUDGETS:
+        raise ValueError(f"DIP_BUDGET: got {budget!r}; wants one of {', '.join(BUDGETS)}")
+    return budget
+
+
+def choose_device(device="auto"):
+    """The device to train on: CUDA where there is one, else the CPU.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If the device is unknown or not on this machine.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}; wants 'auto', 'cpu', 'cuda' or 'cuda:0'")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}; this machine has {torch.cuda.device_count()} CUDA devices")
+    return chosen
+
+
+def choose_precision(precision="auto", device="cpu"):
+    """The dtype of the activations; weights and statistics have at least float32.
+
+    Parameters
+    ----------
+    precision : {"auto", "float64", "float32", "bfloat16", "float16"}
+        "auto" takes bfloat16 where the hardware multiplies it natively;
+        float16 on older CUDA cards with tensor cores; else float32. float64
+        computes everything in float64: slow, for checks.
+    device : torch.device
+
+    Returns
+    -------
+    torch.dtype
+
+    Raises
+    ------
+    ValueError
+        If the precision is unknown, or float16 is asked for on the CPU.
+    """
+    device = torch.device(device)
+    if precision == "auto":
+        if device.type == "cuda":
+            major = torch.cuda.get_device_capability(device)[0]
+            precision = "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
+        else:
+            native = torch.cpu.get_capabilities()
+            # Without these instructions bfloat16 is emulated and slower than float32.
+            precision = "bfloat16" if native.get("avx512_bf16") or native.get("amx_bf16") else "float32"
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}; wants 'auto', {', '.join(map(repr, PRECISIONS))}")
+    if precision == "float16" and device.type == "cpu":
+        raise ValueError("precision: got 'float16' on the CPU; wants another one there")
+    return PRECISIONS[precision]
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next step; elsewhere do nothing.
+
+    A step frees and allocates the same gigabytes again. By default glibc gives
+    them back to the system in between, and the page faults cost more than the
+    arithmetic. ``DIP_ALLOCATOR=default`` switches this off.
+
+    Returns
+    -------
+    bool
+        Whether the setting was made.
+    """
+    if os.environ.get("DIP_ALLOCATOR") == "default" or platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 2**31 - 1))
