@@ -1,6 +1,6 @@
 """Deep image prior: an untrained network, fitted to one image."""
 
-from .runtime import choose_budget, choose_device, choose_precision
+from .runtime import choose_budget, choose_device, choose_precision, describe_machine
 from .images import crop, load_image, sample, save_image
 from .corruption import (
     add_gaussian_noise,
@@ -9,7 +9,9 @@ from .corruption import (
     shuffle_rows_and_columns,
     uniform_noise,
 )
-from .network import SkipNetwork, random_input
 from .resampling import LanczosDownsampler, lanczos, resize
+from .network import SkipNetwork, random_input
+from .fitting import Fit, fit, load_fit, verdict
+from .widgets import LivePlot, browse
+from .figures import compare, film_strip, plot_curves, plot_kernel, show_images, show_table
 from .metrics import luma, mse, psnr, share_explained, ssim, steps_to_reach
-from .fitting import Fit, fit, load_fit

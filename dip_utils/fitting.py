@@ -187,7 +187,9 @@ def load_fit(path):
 class _Problem:
     """One image, one network, one optimiser on a device: what a step computes."""
 
-    def __init__(self, network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator):
+    def __init__(
+        self, network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
+    ):
         self.device, self.generator, self.input_noise = device, generator, input_noise
         # Weights, output and loss; the activations alone may be of fewer bits.
         self.exact = torch.promote_types(precision, torch.float32)
@@ -518,12 +520,15 @@ def fit(
     _check(network, z, target, operator, reference, keep, start, steps)
 
     begun = time.perf_counter()
-    problem = _Problem(network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator)
+    problem = _Problem(
+        network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
+    )
     step = 0 if start is None else start.steps
     last = step + steps
     run = Fit(target=target, reference=reference, planned=last, device=str(device))
+    earlier = 0.0
     if start is not None:
-        run.kept, run.remarks, run.seconds = dict(start.kept), list(start.remarks), start.seconds
+        run.kept, run.remarks, earlier = dict(start.kept), list(start.remarks), start.seconds
         problem.resume(start.state)
     problem.make_room(last + 1)
     guard = _Guard(problem, run, step)
@@ -537,6 +542,7 @@ def fit(
                 step = guard.check(step + 1)
                 if watcher.is_due():
                     problem.report(run, step - 1)
+                    run.seconds = earlier + time.perf_counter() - begun
                     watcher.show(run)
         except KeyboardInterrupt:
             # Raised inside a step, by `watch` or `operator`; a second ■ means it.
@@ -552,10 +558,37 @@ def fit(
     if step in keep:
         run.kept[step] = run.output
     run.running, run.interrupted = False, bool(presses)
-    run.seconds += time.perf_counter() - begun
+    run.seconds = earlier + time.perf_counter() - begun
     run.precision = str(problem.precision)[6:]
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {last}; the run so far is kept.")
     if watch is not None:
         watch(run)
     return run
+
+
+def verdict(sentence, holds, runs=()):
+    """End a part of a notebook: assert its claim and print it.
+
+    Parameters
+    ----------
+    sentence : str
+        The claim.
+    holds : bool
+        Whether the measurements bear it out.
+    runs : iterable of Fit
+        What it was measured on. Where one of them was stopped by hand, there is
+        no verdict, and no error either.
+
+    Raises
+    ------
+    AssertionError
+        If the claim does not hold.
+    """
+    stopped = sum(run.interrupted for run in runs)
+    if stopped:
+        print(f"No verdict: {stopped} of the runs were stopped by hand.")
+    elif not holds:
+        raise AssertionError(f"This run does not show it: {sentence}")
+    else:
+        print(f"Verdict: {sentence}")

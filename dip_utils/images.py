@@ -36,9 +36,7 @@ def check_image(name, image, *, bounded=True):
     if not torch.isfinite(image).all():
         raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")
     if bounded and (image.min() < 0 or image.max() > 1):
-        raise ValueError(
-            f"{name}: got values from {image.min():.3g} to {image.max():.3g}; wants them in [0, 1]"
-        )
+        raise ValueError(f"{name}: got values from {image.min():.3g} to {image.max():.3g}; wants them in [0, 1]")
 
 
 def check_same_shape(name, image, other_name, other):

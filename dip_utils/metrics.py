@@ -118,10 +118,10 @@ def share_explained(target, loss):
     Returns
     -------
     ndarray or float
-        1 - loss / Var(target), the variance taken over all elements.
+        1 - loss / Var(target), the variance being that within the channels.
     """
     check_image("target", target, bounded=False)
-    variance = target.double().var(correction=0).item()
+    variance = target.double().var(dim=(1, 2), correction=0).mean().item()
     if variance == 0:
         raise ValueError("target: got an image of one value; wants one whose variance is not 0")
     return 1 - np.asarray(loss, dtype=float) / variance

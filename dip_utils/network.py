@@ -8,14 +8,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .kernels import NarrowBatchNorm, join_and_convolve
 from .runtime import check_integer, check_number, seeded
 
 LEAK = 0.2
+#: From so many numbers in a tensor on, the forms in `kernels` are faster on the CPU.
+LARGE = 2**18
+#: Up to so many channels, `NarrowBatchNorm` is.
+NARROW = 32
 
 #: Requirement 1 of the report: 572,827 parameters.
 PARAMETRIZATION = dict(input_channels=3, channels=(8, 16, 32, 64, 128), skip_channels=(0, 0, 0, 4, 4))
 #: Requirements 2 and 3, the paper's denoising network: 2,217,831 parameters.
 RESTORATION = dict(input_channels=32, channels=(128,) * 5, skip_channels=(4,) * 5)
+
+
+def is_large(x):
+    """Whether a form from `kernels` pays for x: on a GPU it was not measured."""
+    return x.device.type == "cpu" and x.numel() >= LARGE
 
 
 class Convolution(nn.Conv2d):
@@ -30,6 +40,7 @@ class Convolution(nn.Conv2d):
         self.margin = size // 2
 
     def forward(self, x):
+        """(1, inputs, H, W) to (1, outputs, H / stride, W / stride)."""
         if self.margin:
             x = F.pad(x, (self.margin,) * 4, mode="reflect")
         return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
@@ -41,10 +52,18 @@ class Normalization(nn.BatchNorm2d):
     def __init__(self, channels):
         super().__init__(channels, track_running_stats=False)
 
+    def forward(self, x):
+        """(1, channels, H, W), each channel to its own mean and variance."""
+        if is_large(x) and self.num_features <= NARROW and x.is_contiguous(memory_format=torch.channels_last):
+            return NarrowBatchNorm.apply(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
 
 def block(inputs, outputs, size, stride=1):
     """Convolution, batch norm, LeakyReLU(0.2)."""
-    return nn.Sequential(Convolution(inputs, outputs, size, stride), Normalization(outputs), nn.LeakyReLU(LEAK, inplace=True))
+    return nn.Sequential(
+        Convolution(inputs, outputs, size, stride), Normalization(outputs), nn.LeakyReLU(LEAK, inplace=True)
+    )
 
 
 class Scale(nn.Module):
@@ -61,14 +80,21 @@ class Scale(nn.Module):
         self.up = nn.Sequential(block(joined, width, 3), block(width, width, 1))
 
     def forward(self, x):
+        """(1, inputs, H, W) to (1, channels[0], H, W)."""
         height, width = x.shape[-2:]
+        skip = None if self.skip is None else self.skip(x)
         y = self.deeper(self.down(x))
-        y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
-        # An odd side was rounded up on the way down.
-        y = y[..., :height, :width]
-        if self.skip is not None:
-            y = torch.cat([self.skip(x), y], dim=1)
-        return self.up(self.join(y))
+        (convolution, *activation), last = self.up
+        if is_large(y) and height % 2 == width % 2 == 0:
+            y = join_and_convolve(skip, y, self.join, convolution)
+        else:
+            y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+            # An odd side was rounded up on the way down.
+            y = y[..., :height, :width]
+            y = convolution(self.join(y if skip is None else torch.cat([skip, y], dim=1)))
+        for layer in (*activation, last):
+            y = layer(y)
+        return y
 
 
 class SkipNetwork(nn.Module):

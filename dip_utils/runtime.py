@@ -137,6 +137,23 @@ def choose_precision(precision="auto", device="cpu"):
     return PRECISIONS[precision]
 
 
+def describe_machine(budget):
+    """Print one line on the budget, the device and the versions.
+
+    Parameters
+    ----------
+    budget : str
+        As `choose_budget` returns it.
+    """
+    device = choose_device()
+    precision = str(choose_precision("auto", device))[6:]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU with {torch.get_num_threads()} threads, no CUDA: everything runs, only more slowly"
+    print(f"budget {budget} on {name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}")
+
+
 def keep_freed_memory():
     """Tell glibc to keep freed memory for the next step; elsewhere do nothing.
 

@@ -1,0 +1,50 @@
+# make run   executes the three notebooks, results under results/
+# make lab   opens JupyterLab on notebooks/
+# make test  runs all that CI runs
+# DIP_BUDGET=full|quick|smoke chooses how much work; without it, what fits the machine.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: run lab test lint fast notebooks benchmark publish address clean
+
+run: $(READY)
+	$(BIN)/python notebooks/run_all.py
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+test: lint fast notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fast: $(READY)
+	$(BIN)/python -m pytest tests -q
+
+# The committed notebooks, executed anew and compared cell by cell.
+notebooks: $(READY)
+	DIP_BUDGET=smoke $(BIN)/python -m pytest notebooks -q --nbval --nbval-sanitize-with tests/nbval.cfg
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/benchmark.py
+
+# Executes the notebooks in place, at the full budget, and checks them.
+publish: $(READY)
+	$(BIN)/python notebooks/run_all.py --publish
+	$(BIN)/python -m pytest tests/test_notebook_files.py -q
+
+address: $(READY)
+	$(BIN)/python notebooks/run_all.py --address "$(ADDRESS)"
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("This lab needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf results

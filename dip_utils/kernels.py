@@ -1,0 +1,182 @@
+"""Two pieces of the network in a faster form, for the CPU: the same numbers to rounding.
+
+Nothing here is needed to understand the network: `network.Scale` has the plain
+form of the first piece beside it, `torch.nn.BatchNorm2d` is that of the second.
+
+**The join of a scale.** The plain way enlarges y twofold, normalises it and
+convolves the large image. Bilinear enlarging is zero stuffing (a zero behind each
+pixel) followed by the blur (1, 3, 3, 1)/4 along each axis, and a blur commutes
+with a convolution:
+
+    convolve(blur(stuff(y)), w)  =  blur(convolve(stuff(y), w))
+
+On the right three of four products are with zeros, and a transposed convolution
+leaves them out: a quarter of the arithmetic. The normalisation moves into w, and
+its moments are taken from y, so that three large images are never made.
+
+**Batch norm of few channels**, see `NarrowBatchNorm`.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
+#: The autocorrelation of BLUR as seen on the small grid, with sum 1.
+SMOOTH = (3 / 16, 10 / 16, 3 / 16)
+
+
+def filter_channels(x, taps):
+    """Filter every channel of x by the same separable taps; no padding."""
+    taps = x.new_tensor(taps)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(x, kernel, groups=x.shape[1])
+
+
+def border_steps(y, dim):
+    """A quarter of the step from y's outermost rows (columns) inward, a zero row between the two."""
+    first, second, last_but_one, last = (y.narrow(dim, i, 1) for i in (0, 1, y.shape[dim] - 2, y.shape[dim] - 1))
+    return torch.cat([second - first, torch.zeros_like(first), last_but_one - last], dim) / 4
+
+
+class Survey(torch.autograd.Function):
+    """All that the join needs of y.
+
+    y with its border replicated; mean and mean square of y enlarged, per channel;
+    the steps at its border. In one function, so that the backward pass adds up the
+    gradients of all five in place.
+    """
+
+    @staticmethod
+    def forward(ctx, y):
+        padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
+        smooth = filter_channels(padded, SMOOTH)
+        ctx.save_for_backward(smooth)
+        exact = torch.promote_types(y.dtype, torch.float32)
+        mean, square = (values.mean((0, 2, 3), dtype=exact) for values in (y, y * smooth))
+        return padded, mean, square, border_steps(y, 2), border_steps(y, 3)
+
+    @staticmethod
+    def backward(ctx, padded, mean, square, rows, columns):
+        (smooth,) = ctx.saved_tensors
+        pixels = smooth.numel() // smooth.shape[1]
+        shift, scale = (g.to(smooth.dtype)[:, None, None] for g in (mean / pixels, 2 * square / pixels))
+        gradient = torch.ops.aten.replication_pad2d_backward(padded, smooth, [1, 1, 1, 1])
+        gradient += torch.addcmul(shift, smooth, scale)
+        for dim, steps in ((2, rows / 4), (3, columns / 4)):
+            for outer, inner, side in ((0, 1, 0), (-1, -2, 2)):
+                gradient.select(dim, outer).sub_(steps.select(dim, side))
+                gradient.select(dim, inner).add_(steps.select(dim, side))
+        return gradient
+
+
+class AddToBorder(torch.autograd.Function):
+    """Add two rows to the first and last row of x, in place, and two columns likewise."""
+
+    @staticmethod
+    def forward(ctx, x, rows, columns):
+        ctx.mark_dirty(x)
+        x[..., :: x.shape[-2] - 1, :] += rows
+        x[..., :: x.shape[-1] - 1] += columns
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        height, width = gradient.shape[-2:]
+        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1]
+
+
+def join_and_convolve(skip, y, norm, convolution):
+    """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
+
+    Parameters
+    ----------
+    skip : Tensor, (1, S, 2 H, 2 W), or None
+    y : Tensor, (1, C, H, W)
+        At least 2 pixels on each side.
+    norm : BatchNorm2d
+        Of S + C channels.
+    convolution : Conv2d
+        From S + C channels.
+
+    Returns
+    -------
+    Tensor, (1, convolution.out_channels, 2 H, 2 W)
+    """
+    skips = 0 if skip is None else skip.shape[1]
+    padded, mean, square, rows, columns = Survey.apply(y)
+    scale = norm.weight[skips:] * torch.rsqrt(square - mean * mean + norm.eps)
+    shift = norm.bias[skips:] - scale * mean
+    weight = convolution.weight[:, skips:]
+    bias = (convolution.bias + weight.sum((2, 3)) @ shift).to(y.dtype)
+    weight = (weight * scale[:, None, None]).to(y.dtype, memory_format=torch.channels_last)
+
+    stuffed = F.conv_transpose2d(padded, weight.flip(2, 3).transpose(0, 1), stride=2, padding=1)
+    joined = filter_channels(stuffed, BLUR)
+    # So far y went on beyond its border as the border pixels are; its reflection
+    # differs from that in the outermost pixels only.
+    height, width = joined.shape[-2:]
+    rows = F.interpolate(rows, (3, width), mode="bilinear")
+    columns = F.interpolate(columns, (height, 3), mode="bilinear")
+    rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), weight[:, :, ::2])
+    columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), weight[..., ::2])
+    joined = AddToBorder.apply(joined, rows, columns)
+
+    if skip is None:
+        return joined + bias[:, None, None]
+    skip = F.batch_norm(skip, None, None, norm.weight[:skips], norm.bias[:skips], training=True, eps=norm.eps)
+    skip = F.pad(skip, (1, 1, 1, 1), mode="reflect")
+    return joined + F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype), bias)
+
+
+def as_rows(x, pixels):
+    """A channels-last x as a matrix with so many pixels to a row; a view."""
+    return x.permute(0, 2, 3, 1).reshape(-1, pixels * x.shape[1])
+
+
+class NarrowBatchNorm(torch.autograd.Function):
+    """Batch norm of few channels on the CPU.
+
+    PyTorch runs its vector instructions along the channels, so that 8 channels
+    leave most of each unused. Here several pixels side by side count as one of
+    many channels, and their moments are put together.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        channels = x.shape[1]
+        pixels = math.gcd(x.numel() // channels, 128 // channels)
+        rows = as_rows(x, pixels)
+        unused = weight.new_zeros(2, pixels * channels)
+        means, variances = torch.batch_norm_update_stats(rows, *unused, 0.0)
+        means, variances = means.view(pixels, channels), variances.view(pixels, channels)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
+        ctx.pixels, ctx.eps, ctx.shape = pixels, eps, x.shape
+        ctx.save_for_backward(rows, weight, mean, variance)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        repeated = (values.repeat(pixels) for values in (weight, bias, mean, variance))
+        torch.ops.aten.native_batch_norm.out(
+            rows, *repeated, False, 0.0, eps,
+            out=as_rows(out, pixels), save_mean=weight.new_empty(0), save_invstd=weight.new_empty(0),
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows, weight, mean, variance = ctx.saved_tensors
+        count = rows.numel() // mean.numel()
+        repeated = (values.repeat(ctx.pixels) for values in (weight, mean, variance))
+        gradient, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            as_rows(gradient, ctx.pixels), rows, *repeated, None, None, False, ctx.eps, [True] * 3
+        )
+        to_weight, to_bias = (values.view(ctx.pixels, -1).sum(0) for values in (to_weight, to_bias))
+        # So far the moments counted as constants; what they add is affine in x.
+        inverse = torch.rsqrt(variance + ctx.eps)
+        scale = -weight * inverse.square() * to_weight / count
+        shift = -weight * inverse * to_bias / count - scale * mean
+        scale, shift = (values.to(rows.dtype).repeat(ctx.pixels) for values in (scale, shift))
+        gradient += torch.addcmul(shift, rows, scale)
+        batch, channels, height, width = ctx.shape
+        return gradient.view(batch, height, width, channels).permute(0, 3, 1, 2), to_weight, to_bias, None

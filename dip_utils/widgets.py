@@ -1,0 +1,185 @@
+"""What moves: the live plot of a fit, and the slider over kept images."""
+
+import base64
+import hashlib
+import io
+import time
+
+from IPython.display import display
+from PIL import Image
+from tqdm import tqdm
+
+from .figures import bundle, draw_curves, draw_image, new_figure, style_axes
+from .images import crop, to_uint8
+from .metrics import psnr as measure_psnr
+
+#: The largest share of the time that redrawing may take; the text under it changes more often.
+DRAWING_SHARE = 0.015
+
+
+class LivePlot:
+    """Loss, PSNR and the current output while a fit runs; one plot for one or several fits.
+
+    When the fit ends a static picture remains, which every viewer shows.
+
+    Parameters
+    ----------
+    *names : str
+        One for each fit, in their order; none for a single fit.
+
+    Examples
+    --------
+    >>> live = LivePlot("natural", "noise")
+    >>> for name, target in targets.items():
+    ...     runs[name] = fit(network(), z, target, steps=600, watch=live.track(name))
+    """
+
+    def __init__(self, *names):
+        self.names = names or ("output",)
+        self.text = f"<live plot: {', '.join(self.names)}>"
+        self.runs, self.handle = {}, None
+        self.drawn, self.spent, self.begun = None, 0.0, time.perf_counter()
+
+    def __call__(self, run):
+        """Show the state of a single fit."""
+        self._update(self.names[0], run)
+
+    def track(self, name):
+        """The `watch` of the fit with this name."""
+        if name not in self.names:
+            raise ValueError(f"name: got {name!r}; wants one of {', '.join(self.names)}")
+        return lambda run: self._update(name, run)
+
+    def _update(self, name, run):
+        self.runs[name] = run
+        now = time.perf_counter()
+        if self.drawn is None or not run.running or self.spent < DRAWING_SHARE * (now - self.begun):
+            figure = self._draw(name, run)
+            self.drawn = bundle(figure, self.text, f"Curves and current output of {', '.join(self.runs)}")
+            self.spent += time.perf_counter() - now
+        data, metadata = self.drawn
+        progress = f"{name}: {tqdm.format_meter(run.steps, run.planned, run.seconds, ncols=76, unit=' steps')}"
+        metadata = metadata | {"progress": progress}
+        if self.handle is None:
+            self.handle = display(data, raw=True, metadata=metadata, display_id=True)
+        if run.running:
+            width = metadata["image/png"]["width"]
+            page = (
+                f'<pre style="margin:0">{progress}</pre>'
+                f'<img width="{width}" alt="{self.text[1:-1]}" src="data:image/png;base64,{data["image/png"]}">'
+            )
+            data = data | {"text/html": page}
+        self.handle.update(data, raw=True, metadata=metadata if run.running else self.drawn[1])
+
+    def _draw(self, name, run):
+        figure = new_figure(3.2)
+        with_psnr = any(run.psnr is not None for run in self.runs.values())
+        *plots, picture = figure.subplots(1, 2 + with_psnr, width_ratios=(1.25,) * (1 + with_psnr) + (1,))
+        draw_curves(plots[0], {name: run.loss for name, run in self.runs.items()}, log=True)
+        style_axes(plots[0], "step", "loss (MSE)")
+        if len(self.names) > 1:
+            plots[0].legend(frameon=False, fontsize=8)
+        if with_psnr:
+            curves = {"last output": run.psnr, "average": run.average_psnr} if len(self.names) == 1 else {
+                name: run.average_psnr for name, run in self.runs.items()}  # fmt: skip
+            draw_curves(plots[1], {name: curve for name, curve in curves.items() if curve is not None})
+            style_axes(plots[1], "step", "PSNR (dB)" if len(self.names) == 1 else "PSNR of the average (dB)")
+            plots[1].legend(frameon=False, fontsize=8)
+        draw_image(picture, run.output, f"{name}, step {run.steps}")
+        return figure
+
+
+def _frame(image, name, caption, largest, zoom):
+    """One frame: a JPEG of the centre, pixel for pixel."""
+    height, width = (min(side, largest) for side in image.shape[1:])
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(crop(image, height, width))).save(buffer, "JPEG", quality=88, subsampling=0)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure style="margin:0 8px 0 0"><figcaption style="font:12px sans-serif;min-height:2.6em">'
+        f"<b>{name}</b><br>{caption}</figcaption>"
+        f'<img alt="{name}, {caption}" width="{width * zoom}" height="{height * zoom}" '
+        f'style="image-rendering:pixelated" src="data:image/jpeg;base64,{data}"></figure>'
+    )
+
+
+def _row(frames):
+    return f'<div style="display:flex;flex-wrap:wrap;margin:0 0 6px">{"".join(frames)}</div>'
+
+
+SCRIPT = """
+setTimeout(() => {
+  const root = document.getElementById("ID"), rows = [...root.querySelector(".steps").children];
+  const steps = STEPS, bar = document.createElement("div");
+  bar.style.cssText = "display:flex;gap:8px;align-items:center;font:13px sans-serif;margin:4px 0";
+  bar.innerHTML = '<button type="button" aria-label="Play or pause">▶</button>' +
+    '<label>step <input type="range" min="0" max="' + (rows.length - 1) + '" value="' + (rows.length - 1) +
+    '" style="width:280px;vertical-align:middle" aria-label="Step" data-lm-suppress-shortcuts="true"></label>' +
+    '<output></output>';
+  const [button, , output] = bar.children, input = bar.querySelector("input");
+  const move = () => {
+    rows.forEach((row, i) => { row.style.display = i == input.value ? "flex" : "none"; });
+    output.textContent = steps[input.value];
+    input.setAttribute("aria-valuetext", "step " + steps[input.value]);
+  };
+  let timer = null;
+  const pause = () => { clearInterval(timer); timer = null; button.textContent = "▶"; };
+  button.onclick = () => {
+    if (timer) return pause();
+    button.textContent = "❚❚";
+    timer = setInterval(() => { input.value = (+input.value + 1) % rows.length; move(); }, 400);
+  };
+  input.oninput = () => { pause(); move(); };
+  root.querySelector(".steps").before(bar);
+  move();
+}, 0);
+"""
+
+
+def browse(runs, *, beside="target", largest=256):
+    """A slider over the kept images of up to four runs; it works without a kernel.
+
+    Where scripts do not run the same images stand one under the other as a
+    contact sheet. Images larger than `largest` show their centre, so that noise
+    is seen pixel for pixel.
+
+    Parameters
+    ----------
+    runs : Fit or dict of str to Fit
+        Runs that kept the same steps.
+    beside : {"target", "reference"}
+        What stands above the outputs.
+    largest : int
+        Longest side of a frame in image pixels.
+    """
+    runs = runs if isinstance(runs, dict) else {"output": runs}
+    if not 1 <= len(runs) <= 4:
+        raise ValueError(f"runs: got {len(runs)}; wants one to four")
+    if beside not in ("target", "reference"):
+        raise ValueError(f"beside: got {beside!r}; wants 'target' or 'reference'")
+    steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
+    if not steps:
+        raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
+    longest = max(max(run.output.shape[1:]) for run in runs.values())
+    zoom = max(1, 200 // min(longest, largest))
+
+    def caption(run, step):
+        words = [f"step {step}", f"loss {run.loss[step]:.4f}"]
+        if run.reference is not None:
+            words.append(f"{measure_psnr(run.reference, run.kept[step]):.2f} dB")
+        return " · ".join(words)
+
+    cut = max(max(getattr(run, beside).shape[1:]) for run in runs.values()) > largest
+    note = f"centre, {largest} pixels at most, pixel for pixel" if cut else beside
+    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom) for name, run in runs.items()])
+    moving = "".join(
+        _row([_frame(run.kept[step], name, caption(run, step), largest, zoom) for name, run in runs.items()])
+        for step in steps
+    )
+    identity = "dip-browse-" + hashlib.sha256(moving.encode()).hexdigest()[:12]
+    script = SCRIPT.replace("ID", identity).replace("STEPS", str(steps)).replace("\n", " ")
+    page = (
+        f'<div id="{identity}" role="group" aria-label="Kept images, step by step">'
+        f'{fixed}<div class="steps">{moving}</div></div><script>{script}</script>'
+    )
+    display({"text/html": page, "text/plain": f"<slider over the kept images of {', '.join(runs)}>"}, raw=True)

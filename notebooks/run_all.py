@@ -1,0 +1,135 @@
+"""Execute the notebooks top to bottom, with progress; what `make run` calls."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+
+from dip_utils import choose_budget
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+class Client(NotebookClient):
+    """A notebook client that tells how far it is."""
+
+    said = 0.0
+
+    def say(self, words, *, at_least_every=0.0):
+        """Rewrite the line on a terminal; in a log, add a line now and then."""
+        now = time.monotonic()
+        if sys.stdout.isatty():
+            print(f"\r\x1b[K{words[: os.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif now - self.said >= at_least_every:
+            print(words, flush=True)
+            self.said = now
+
+    def process_message(self, msg, cell, cell_index):
+        """Show the progress that the live plot of a fit carries along."""
+        progress = msg["content"].get("metadata", {}).get("progress")
+        if progress:
+            self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=20)
+        return super().process_message(msg, cell, cell_index)
+
+    def label(self, cell_index):
+        """Which cell of how many."""
+        code = [index for index, cell in enumerate(self.nb.cells) if cell.cell_type == "code"]
+        return f"cell {code.index(cell_index) + 1} of {len(code)}"
+
+
+def execute(path):
+    """Execute one notebook; return it and the error that ended it, or None."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = Client(
+        notebook,
+        timeout=None,
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    client.on_cell_execute = lambda cell, cell_index: (
+        cell.cell_type == "code" and client.say(f"  {client.label(cell_index)}", at_least_every=20)
+    )
+    error = None
+    try:
+        client.execute()
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
+        error = failure
+    client.say("")
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata.language_info = {"name": "python"}
+    for cell in notebook.cells:
+        # A stored widget without its kernel shows as an error; its picture stays.
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
+    return notebook, error
+
+
+def write(notebook, path):
+    """Write the notebook, and an HTML page beside it, and return their paths."""
+    nbformat.write(notebook, path)
+    page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
+    html = RESULTS / f"{path.stem}.html"
+    html.write_text(page, encoding="utf-8")
+    return [path, html]
+
+
+def set_address(address):
+    """Write the repository's public address everywhere it stands."""
+    root = HERE.parent
+    project = root / "pyproject.toml"
+    old = next(line for line in project.read_text("utf-8").splitlines() if line.startswith("Repository = "))
+    old = old.split('"')[1]
+    short = [text.removeprefix("https://github.com/") for text in (old, address.rstrip("/"))]
+    for path in [project, root / "README.md", *sorted(HERE.glob("*.ipynb"))]:
+        path.write_text(path.read_text("utf-8").replace(*short), encoding="utf-8")
+
+
+def main():
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--publish", action="store_true", help="execute in place; refused unless the budget is full")
+    parser.add_argument("--address", metavar="URL", help="write the repository's public address everywhere, and end")
+    parser.add_argument("names", nargs="*", help="parts of the names of notebooks; all of them without it")
+    arguments = parser.parse_args()
+    if arguments.address is not None:
+        if not arguments.address.startswith("https://github.com/"):
+            parser.error(f"--address: got {arguments.address!r}; wants https://github.com/OWNER/REPOSITORY")
+        return set_address(arguments.address)
+    budget = choose_budget()
+    if arguments.publish and budget != "full":
+        parser.error(f"--publish: the budget is {budget!r}; wants DIP_BUDGET=full")
+    RESULTS.mkdir(exist_ok=True)
+    paths = [
+        path
+        for path in sorted(HERE.glob("*.ipynb"))
+        if not arguments.names or any(n in path.name for n in arguments.names)
+    ]
+    written, failed = [], []
+    for number, path in enumerate(paths, 1):
+        begun = time.monotonic()
+        print(f"[{number}/{len(paths)}] {path.name} at the {budget} budget", flush=True)
+        notebook, error = execute(path)
+        written += write(notebook, path if arguments.publish and error is None else RESULTS / path.name)
+        print(f"  {'failed' if error else 'done'} after {time.monotonic() - begun:.0f} s", flush=True)
+        if error:
+            failed.append(path.name)
+            print(error, file=sys.stderr, flush=True)
+    print("\nWritten:", *written, sep="\n  ")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

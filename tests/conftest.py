@@ -1,0 +1,44 @@
+"""Small things that several tests need."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import dip_utils as dip
+
+
+def build(input_channels=2, channels=(4, 6), skip_channels=(2, 0), output_channels=3, seed=0):
+    return dip.SkipNetwork(input_channels, channels, skip_channels, output_channels, seed=seed)
+
+
+@pytest.fixture
+def network():
+    return build()
+
+
+@pytest.fixture
+def photograph():
+    """A piece of a real photograph, (3, 32, 48)."""
+    return dip.resize(dip.sample("chelsea"), 32, 48)
+
+
+@pytest.fixture
+def z():
+    return dip.random_input(2, 32, 48, seed=0)
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_left_alone():
+    """No public function may touch what belongs to the user's session."""
+    before = (
+        torch.random.get_rng_state(),
+        np.random.get_state(legacy=False)["state"]["key"].copy(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        dict(matplotlib.rcParams),
+    )
+    yield
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert (before[1] == np.random.get_state(legacy=False)["state"]["key"]).all()
+    assert before[2:] == (torch.get_default_dtype(), torch.get_num_threads(), dict(matplotlib.rcParams))

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+
+import dip_utils as dip
+
+
+def test_gaussian_noise_has_the_variance_it_was_asked_for():
+    grey = torch.full((3, 200, 200), 0.5)
+    noise = dip.add_gaussian_noise(grey, 0.05, seed=1) - grey
+    count = noise.numel()
+    # Five standard errors of the mean and of the standard deviation.
+    assert abs(noise.mean()) < 5 * 0.05 / math.sqrt(count)
+    assert abs(noise.std() - 0.05) < 5 * 0.05 / math.sqrt(2 * count)
+
+
+def test_gaussian_noise_is_white():
+    noise = dip.add_gaussian_noise(torch.full((1, 256, 256), 0.5), 0.05, seed=1)[0] - 0.5
+    for shifted in (noise.roll(1, 0), noise.roll(1, 1)):
+        correlation = (noise * shifted).mean() / noise.var()
+        assert abs(correlation) < 5 / 256
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_gaussian_noise_clips_only_where_asked(photograph, clip):
+    noisy = dip.add_gaussian_noise(photograph, 1.0, seed=0, clip=clip)
+    assert (noisy.min() >= 0 and noisy.max() <= 1) == clip
+    assert (noisy.min() < -1) == (not clip)
+
+
+def test_no_noise_is_the_same_image(photograph):
+    assert torch.equal(dip.add_gaussian_noise(photograph, 0, seed=0), photograph)
+
+
+def test_uniform_noise_is_uniform():
+    noise = dip.uniform_noise(3, 100, 100, seed=0)
+    counts = torch.histc(noise, 10, 0, 1)
+    # Chi-squared with 9 degrees of freedom: 33.7 is its 99.99 % quantile.
+    assert ((counts - 3000) ** 2 / 3000).sum() < 33.7
+
+
+def test_shuffle_of_elements_keeps_the_multiset_of_values_and_mixes_channels(photograph):
+    shuffled = dip.shuffle_elements(photograph, seed=0)
+    assert torch.equal(shuffled.flatten().sort().values, photograph.flatten().sort().values)
+    assert not torch.equal(shuffled[0].flatten().sort().values, photograph[0].flatten().sort().values)
+
+
+def test_shuffle_of_rows_and_columns_keeps_the_multiset_of_each_channel(photograph):
+    shuffled = dip.shuffle_rows_and_columns(photograph, seed=0)
+    for before, after in zip(photograph, shuffled, strict=True):
+        assert torch.equal(before.flatten().sort().values, after.flatten().sort().values)
+
+
+@pytest.mark.parametrize("shuffle", [dip.shuffle_elements, dip.shuffle_rows_and_columns])
+def test_shuffles_destroy_neighbourhoods(shuffle):
+    ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
+    shuffled = shuffle(ramp, seed=0)
+    for dim in (1, 2):
+        # Neighbours of independent uniform values differ by 1/3 on average.
+        assert abs(shuffled.diff(dim=dim).abs().mean() - 1 / 3) < 0.02
+
+
+def test_permuted_channels_are_the_channels(photograph):
+    permuted = dip.permute_channels(photograph, (2, 0, 1))
+    assert torch.equal(permuted[0], photograph[2]) and torch.equal(permuted[1], photograph[0])
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        lambda image, seed: dip.add_gaussian_noise(image, 0.1, seed=seed),
+        lambda image, seed: dip.shuffle_elements(image, seed=seed),
+        lambda image, seed: dip.shuffle_rows_and_columns(image, seed=seed),
+        lambda image, seed: dip.uniform_noise(*image.shape, seed=seed),
+    ],
+)
+def test_a_seed_decides_everything(photograph, corrupt):
+    before = photograph.clone()
+    first, again, other = corrupt(photograph, 3), corrupt(photograph, 3), corrupt(photograph, 4)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(photograph, before)

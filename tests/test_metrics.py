@@ -1,0 +1,60 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+
+import dip_utils as dip
+
+
+@pytest.fixture
+def noisy(photograph):
+    return dip.add_gaussian_noise(photograph, 0.1, seed=0)
+
+
+def test_mse_and_psnr_agree_with_scikit_image(photograph, noisy):
+    pair = photograph.double().numpy(), noisy.double().numpy()
+    assert dip.mse(photograph, noisy) == pytest.approx(mean_squared_error(*pair), rel=1e-12)
+    assert dip.psnr(photograph, noisy) == pytest.approx(peak_signal_noise_ratio(*pair, data_range=1), rel=1e-12)
+
+
+def test_psnr_of_a_known_error():
+    # An error of 0.1 everywhere: 10 log10(1 / 0.01) = 20 dB.
+    assert dip.psnr(torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.35)) == pytest.approx(20, abs=1e-4)
+    assert dip.psnr(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)) == math.inf
+
+
+def test_border_is_left_out(photograph):
+    image = photograph.clone()
+    image[:, :4] = 1 - image[:, :4]
+    assert dip.psnr(photograph, image) < 30
+    assert dip.psnr(photograph, image, border=4) == math.inf
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_is_the_mean_over_channels_of_scikit_image(photograph, noisy, channels):
+    options = dict(data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    pairs = zip(photograph[:channels].numpy(), noisy[:channels].numpy(), strict=True)
+    expected = np.mean([structural_similarity(a, b, **options) for a, b in pairs])
+    assert dip.ssim(photograph[:channels], noisy[:channels]) == pytest.approx(expected, abs=1e-6)
+    assert dip.ssim(photograph, photograph) == pytest.approx(1)
+
+
+def test_luma_of_the_primaries():
+    # ITU-R BT.601, studio range.
+    colours = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).float().T[:, :, None]
+    expected = torch.tensor([16, 235, 16 + 65.481, 16 + 128.553, 16 + 24.966]) / 255
+    assert torch.allclose(dip.luma(colours).flatten(), expected, atol=1e-6)
+
+
+def test_share_explained_at_its_two_ends(photograph):
+    mean_colour = photograph.mean(dim=(1, 2), keepdim=True).expand_as(photograph)
+    assert dip.share_explained(photograph, dip.mse(photograph, mean_colour)) == pytest.approx(0, abs=1e-6)
+    assert dip.share_explained(photograph, 0.0) == 1
+    assert dip.share_explained(photograph, np.array([0.0, 0.0])).tolist() == [1, 1]
+
+
+def test_steps_to_reach():
+    assert dip.steps_to_reach([0.0, 0.2, 0.6, 0.4, 0.9], 0.5) == 2
+    assert dip.steps_to_reach([0.0, 0.2], 0.5) is None

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import dip_utils as dip
+from dip_utils.kernels import NarrowBatchNorm
+from dip_utils.network import PARAMETRIZATION, RESTORATION
+
+from .conftest import build
+
+
+@pytest.mark.parametrize(("configuration", "count"), [(PARAMETRIZATION, 572_827), (RESTORATION, 2_217_831)])
+def test_published_configurations_have_the_published_number_of_parameters(configuration, count):
+    network = dip.SkipNetwork(**configuration, seed=0)
+    assert network.parameter_count == count == sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("output_channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (7, 5), (64, 9)])
+def test_output_has_the_size_of_the_input(output_channels, size):
+    output = build(output_channels=output_channels)(torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(0)))
+    assert output.shape == (1, output_channels, *size)
+    assert output.dtype == torch.float32
+    assert output.min() > 0 and output.max() < 1
+
+
+def obvious(network, z):
+    """The same network from stock PyTorch modules, read off the paper, for two scales."""
+    weights = dict(network.named_parameters())
+
+    def block(x, name, stride=1):
+        weight, bias = weights[f"{name}.0.weight"], weights[f"{name}.0.bias"]
+        x = nn.ReflectionPad2d(weight.shape[-1] // 2)(x)
+        x = F.conv2d(x, weight, bias, stride=stride)
+        x = F.batch_norm(x, None, None, weights[f"{name}.1.weight"], weights[f"{name}.1.bias"], training=True)
+        return nn.LeakyReLU(0.2)(x)
+
+    def scale(x, name, inner):
+        y = block(block(x, f"{name}.down.0", 2), f"{name}.down.1")
+        y = inner(y)
+        y = nn.Upsample(scale_factor=2, mode="bilinear")(y)[..., : x.shape[2], : x.shape[3]]
+        if f"{name}.skip.0.weight" in weights:
+            y = torch.cat([block(x, f"{name}.skip"), y], dim=1)
+        y = F.batch_norm(y, None, None, weights[f"{name}.join.weight"], weights[f"{name}.join.bias"], training=True)
+        return block(block(y, f"{name}.up.0"), f"{name}.up.1")
+
+    x = scale(z, "scales", lambda y: scale(y, "scales.deeper", lambda deepest: deepest))
+    return torch.sigmoid(F.conv2d(x, weights["head.weight"], weights["head.bias"]))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47), (34, 46), (8, 8)])
+@pytest.mark.parametrize("large", [0, 2**18], ids=["faster forms", "plain forms"])
+def test_network_is_the_obvious_one_in_value_and_gradient(size, large, monkeypatch):
+    monkeypatch.setattr("dip_utils.network.LARGE", large)
+    network = build().double()
+    z = torch.rand(1, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for value in (network(z), network(z.contiguous(memory_format=torch.channels_last))):
+        expected = obvious(network, z)
+        assert torch.allclose(value, expected, rtol=0, atol=1e-12)
+        gradients = torch.autograd.grad(value.square().sum(), list(network.parameters()))
+        wanted = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
+        for gradient, want in zip(gradients, wanted, strict=True):
+            assert torch.allclose(gradient, want, rtol=0, atol=1e-9 * (1 + want.abs().max().item()))
+
+
+def test_short_floats_change_the_output_by_their_rounding_only():
+    network = build()
+    z = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (network(z.bfloat16()) - network(z)).abs().max() < 0.1
+
+
+def test_same_seed_same_weights():
+    first, again, other = build(seed=1), build(seed=1), build(seed=2)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_input_is_uniform_up_to_its_scale():
+    z = dip.random_input(32, 64, 64, seed=0)
+    assert z.shape == (32, 64, 64) and z.min() >= 0 and z.max() < 0.1
+    assert z.mean().item() == pytest.approx(0.05, abs=0.001)
+    assert z.var().item() == pytest.approx(0.1**2 / 12, rel=0.02)
+
+
+@pytest.mark.parametrize("channels", [4, 8, 30])
+def test_narrow_batch_norm_is_batch_norm(channels):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, 9, 16, dtype=torch.float64, generator=generator) * 3 + 1
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight, bias = (torch.randn(channels, dtype=torch.float64, generator=generator).requires_grad_() for _ in "wb")
+    value = NarrowBatchNorm.apply(x, weight, bias, 1e-5)
+    expected = F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
+    assert torch.allclose(value, expected, rtol=0, atol=1e-12)
+    pull = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    gradients = torch.autograd.grad((value * pull).sum(), (x, weight, bias))
+    for gradient, want in zip(gradients, torch.autograd.grad((expected * pull).sum(), (x, weight, bias)), strict=True):
+        assert torch.allclose(gradient, want, rtol=0, atol=1e-10)
