@@ -13,5 +13,6 @@ from .resampling import LanczosDownsampler, lanczos, resize
 from .network import SkipNetwork, random_input
 from .fitting import Fit, fit, load_fit, verdict
 from .widgets import LivePlot, browse
+from .panels import OwnImagePanel, explore
 from .figures import compare, film_strip, plot_curves, plot_kernel, show_images, show_table
 from .metrics import luma, mse, psnr, share_explained, ssim, steps_to_reach

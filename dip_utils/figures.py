@@ -90,6 +90,19 @@ def style_axes(axes, xlabel, ylabel):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_images(images, columns=None):
+    """A figure of images side by side, each under its name."""
+    for name, image in images.items():
+        check_image(name, image, bounded=False)
+    columns = columns or len(images)
+    rows = -(-len(images) // columns)
+    tallest = max(image.shape[1] / image.shape[2] for image in images.values())
+    figure = new_figure(round(rows * (WIDTH / columns * tallest + 0.3), 1))
+    for position, (name, image) in enumerate(images.items()):
+        draw_image(figure.add_subplot(rows, columns, position + 1), image, name)
+    return figure
+
+
 def show_images(images, *, columns=None):
     """Images side by side, each under its name.
 
@@ -99,15 +112,7 @@ def show_images(images, *, columns=None):
     columns : int, optional
         Images in a row; all of them where not given.
     """
-    for name, image in images.items():
-        check_image(name, image, bounded=False)
-    columns = columns or len(images)
-    rows = -(-len(images) // columns)
-    tallest = max(image.shape[1] / image.shape[2] for image in images.values())
-    figure = new_figure(round(rows * (WIDTH / columns * tallest + 0.3), 1))
-    for position, (name, image) in enumerate(images.items()):
-        draw_image(figure.add_subplot(rows, columns, position + 1), image, name)
-    show(figure, "Images side by side: " + ", ".join(images))
+    show(draw_images(images, columns), "Images side by side: " + ", ".join(images))
 
 
 def film_strip(runs, steps, *, last="target"):

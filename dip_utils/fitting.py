@@ -24,6 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .images import check_image, check_same_shape
+from .memory import check_memory, free_memory, memory_free, too_large
+from .network import SkipNetwork
 from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
 
 #: Weight of the newest output in the exponential average, as in the authors' code.
@@ -321,25 +323,32 @@ class _Problem:
 
 
 class _Guard:
-    """Notices a divergence within `CHECK_EVERY` steps and goes back to the last good state."""
+    """Notices a divergence within 2 × `CHECK_EVERY` steps and goes back to the last good state."""
 
     def __init__(self, problem, run, step):
         self.problem, self.run = problem, run
         self.good = {name: tensor.clone() for name, tensor in problem.state().items()}
-        self.good_step, self.usual, self.recoveries = step, None, 0
+        self.good_step = self.checked = step
+        self.usual, self.doubtful, self.recoveries = math.inf, False, 0
         self.variance = problem.target.var(correction=0).item()
 
     def check(self, step):
         """Look at the newest losses; return the step to go on from."""
-        if step - self.good_step < CHECK_EVERY:
+        if step - self.checked < CHECK_EVERY and step < self.run.planned:
             return step
-        losses = self.problem.records[0, self.good_step : step].cpu()
-        jumped = self.usual is not None and losses.min() > max(4 * self.usual, self.variance / 2)
-        if torch.isfinite(losses).all() and not jumped:
-            self.usual, self.good_step = losses.median().item(), step
+        losses = self.problem.records[0, self.checked : step].cpu()
+        self.checked = step
+        finite = torch.isfinite(losses).all()
+        high = finite and losses[-5:].min() > max(4 * self.usual, self.variance / 2)
+        if finite and not high:
+            self.usual, self.doubtful, self.good_step = losses.median().item(), False, step
             torch._foreach_copy_(list(self.good.values()), list(self.problem.state().values()))
             return step
-        what = "stayed high after a jump" if jumped else "became NaN or infinite"
+        if high and not self.doubtful:
+            # Adam's usual spikes are mended by the next look.
+            self.doubtful = True
+            return step
+        what = "stayed high after a jump" if high else "became NaN or infinite"
         if self.recoveries == MOST_RECOVERIES:
             self.run.diverged = True
             self.run.say(f"The loss {what} again: given up at step {self.good_step}, the last good state is kept.")
@@ -352,6 +361,7 @@ class _Guard:
     def go_back(self):
         """Restore the last good state and return its step. The noise that follows is new."""
         self.problem.restore(self.good)
+        self.checked, self.doubtful = self.good_step, False
         return self.good_step
 
 
@@ -396,13 +406,14 @@ def _stop_button():
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
-def _check(network, z, target, operator, reference, keep, start, steps):
+def _check(network, z, target, operator, reference, keep, start, steps, precision, device):
     """Raise for arguments that do not fit together, before any work."""
-    if not isinstance(network, nn.Module):
+    if not isinstance(network, SkipNetwork):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork")
+    if isinstance(z, torch.Tensor) and z.ndim == 3:
+        # Before anything that takes time in proportion to the image.
+        check_memory(network, *z.shape[1:], precision=precision, device=device)
     check_image("z", z, bounded=False)
-    # Recipe A's target leaves [0, 1].
-    check_image("target", target, bounded=False)
     if len(z) != network.input_channels:
         raise ValueError(f"z: got {len(z)} channels; wants {network.input_channels}, the network's input_channels")
     if min(z.shape[1:]) < network.smallest_side:
@@ -410,6 +421,8 @@ def _check(network, z, target, operator, reference, keep, start, steps):
             f"z: got {z.shape[1]} × {z.shape[2]}; wants at least {network.smallest_side} on each side "
             "for the network's scales"
         )
+    # Recipe A's target leaves [0, 1].
+    check_image("target", target, bounded=False)
     shape = (network.output_channels, *z.shape[1:])
     if operator is None:
         made, maker = shape, "the network makes from z"
@@ -490,7 +503,8 @@ def fit(
         A run to go on with: its weights, moments and noise are taken up.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
-        of the time, and once at the end.
+        of the time, and once at the end. It may raise KeyboardInterrupt to stop
+        the fit, as ■ does.
     device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
         CUDA where there is one, else the CPU.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
@@ -505,6 +519,9 @@ def fit(
     TypeError, ValueError
         If an argument has no meaning; the message names it. Nothing has been
         trained then.
+    MemoryError
+        If the fit is too large for the free memory; the message names the
+        largest size that is not.
 
     References
     ----------
@@ -517,51 +534,61 @@ def fit(
     device = choose_device(device)
     precision = choose_precision(precision, device)
     generator = seeded(seed, device)
-    _check(network, z, target, operator, reference, keep, start, steps)
+    _check(network, z, target, operator, reference, keep, start, steps, precision, device)
 
-    begun = time.perf_counter()
-    problem = _Problem(
-        network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
-    )
-    step = 0 if start is None else start.steps
-    last = step + steps
-    run = Fit(target=target, reference=reference, planned=last, device=str(device))
-    earlier = 0.0
+    try:
+        with _stop_button() as presses:
+            problem = _Problem(
+                network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
+            )
+            return _optimize(problem, target, reference, steps, keep, start, watch, presses)
+    except torch.OutOfMemoryError:
+        # Its traceback holds what was allocated; it is gone when this block is left.
+        problem = None
+    finally:
+        network.to("cpu", torch.float32)
+    free_memory(device)
+    raise too_large(network, *z.shape[1:], precision, device, memory_free(device), "ran out of memory")
+
+
+def _optimize(problem, target, reference, steps, keep, start, watch, presses):
+    """Step until the end, or until the run is stopped; return the run."""
+    begun, earlier, step = time.perf_counter(), 0.0, 0
+    run = Fit(target=target, reference=reference, planned=steps, device=str(problem.device))
     if start is not None:
-        run.kept, run.remarks, earlier = dict(start.kept), list(start.remarks), start.seconds
+        step, earlier = start.steps, start.seconds
+        run.kept, run.remarks, run.planned = dict(start.kept), list(start.remarks), step + steps
         problem.resume(start.state)
-    problem.make_room(last + 1)
-    guard = _Guard(problem, run, step)
-    watcher = _Watcher(watch, begun)
-    with _stop_button() as presses:
-        try:
-            while step < last and not presses and not run.diverged:
-                problem.advance(run)
-                if step in keep:
-                    run.kept[step] = problem.output[0].to("cpu", torch.float32, non_blocking=True, copy=True)
-                step = guard.check(step + 1)
-                if watcher.is_due():
-                    problem.report(run, step - 1)
-                    run.seconds = earlier + time.perf_counter() - begun
-                    watcher.show(run)
-        except KeyboardInterrupt:
-            # Raised inside a step, by `watch` or `operator`; a second ■ means it.
-            if presses:
-                raise
-            presses.append(signal.SIGINT)
-            step = guard.go_back()
-        run.state = problem.saved_state(step)
-        with torch.no_grad():
-            problem.forward()
-        problem.report(run, step)
-    network.to("cpu", torch.float32)
+    problem.make_room(run.planned + 1)
+    guard, watcher = _Guard(problem, run, step), _Watcher(watch, begun)
+    try:
+        while step < run.planned and not presses and not run.diverged:
+            problem.advance(run)
+            if step in keep:
+                run.kept[step] = problem.output[0].to("cpu", torch.float32, non_blocking=True, copy=True)
+            step += 1
+            if watcher.is_due():
+                problem.report(run, step - 1)
+                run.seconds = earlier + time.perf_counter() - begun
+                watcher.show(run)
+            step = guard.check(step)
+    except KeyboardInterrupt:
+        # Raised inside a step, by `watch` or `operator`; a second press of ■ means it.
+        if presses:
+            raise
+        presses.append(signal.SIGINT)
+        step = guard.go_back()
+    run.state = problem.saved_state(step)
+    with torch.no_grad():
+        problem.forward()
+    problem.report(run, step)
     if step in keep:
         run.kept[step] = run.output
     run.running, run.interrupted = False, bool(presses)
     run.seconds = earlier + time.perf_counter() - begun
     run.precision = str(problem.precision)[6:]
     if run.interrupted:
-        run.say(f"Stopped by hand at step {step} of {last}; the run so far is kept.")
+        run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
     if watch is not None:
         watch(run)
     return run

@@ -4,6 +4,7 @@ An image is a float32 tensor (C, H, W) on the CPU with values in [0, 1] and one
 or three channels.
 """
 
+import math
 import warnings
 from pathlib import Path
 
@@ -33,10 +34,11 @@ def check_image(name, image, *, bounded=True):
         raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (channels, height, width)")
     if image.device.type != "cpu":
         raise ValueError(f"{name}: got a tensor on {image.device}; wants it on the CPU, fit moves it")
-    if not torch.isfinite(image).all():
+    least, most = (value.item() for value in image.aminmax())
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")
-    if bounded and (image.min() < 0 or image.max() > 1):
-        raise ValueError(f"{name}: got values from {image.min():.3g} to {image.max():.3g}; wants them in [0, 1]")
+    if bounded and (least < 0 or most > 1):
+        raise ValueError(f"{name}: got values from {least:.3g} to {most:.3g}; wants them in [0, 1]")
 
 
 def check_same_shape(name, image, other_name, other):

@@ -153,6 +153,7 @@ class SkipNetwork(nn.Module):
         seed = seeded(seed).initial_seed()
         super().__init__()
         self.input_channels, self.output_channels = input_channels, output_channels
+        self.channels = channels
         self.smallest_side = 2 ** len(channels) + 1
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -170,7 +170,7 @@ def browse(runs, *, beside="target", largest=256):
         return " · ".join(words)
 
     cut = max(max(getattr(run, beside).shape[1:]) for run in runs.values()) > largest
-    note = f"centre, {largest} pixels at most, pixel for pixel" if cut else beside
+    note = f"{beside}, its centre, pixel for pixel" if cut else beside
     fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom) for name, run in runs.items()])
     moving = "".join(
         _row([_frame(run.kept[step], name, caption(run, step), largest, zoom) for name, run in runs.items()])

@@ -7,6 +7,9 @@ import torch
 
 import dip_utils as dip
 
+# The tensors of the tests are small: a second thread costs more than it brings.
+torch.set_num_threads(1)
+
 
 def build(input_channels=2, channels=(4, 6), skip_channels=(2, 0), output_channels=3, seed=0):
     return dip.SkipNetwork(input_channels, channels, skip_channels, output_channels, seed=seed)

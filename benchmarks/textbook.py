@@ -1,0 +1,102 @@
+"""The loop as a student writes it from the sample code; imports nothing of dip_utils.
+
+Contiguous float32, stock modules, stock Adam, fresh noise, loss read and PSNR
+computed on the host at every step. Prints one line of JSON.
+"""
+
+import argparse
+import json
+import re
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def block(inputs, outputs, size, stride=1):
+    return nn.Sequential(
+        nn.ReflectionPad2d(size // 2),
+        nn.Conv2d(inputs, outputs, size, stride),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(0.2, inplace=True),
+    )
+
+
+class Level(nn.Module):
+    def __init__(self, inputs, channels, skips):
+        super().__init__()
+        width, skip = channels[0], skips[0]
+        self.down = nn.Sequential(block(inputs, width, 3, 2), block(width, width, 3))
+        self.deeper = Level(width, channels[1:], skips[1:]) if channels[1:] else nn.Identity()
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.skip = block(inputs, skip, 1) if skip else None
+        joined = skip + (channels[1] if channels[1:] else width)
+        self.up = nn.Sequential(nn.BatchNorm2d(joined), block(joined, width, 3), block(width, width, 1))
+
+    def forward(self, x):
+        y = self.upsample(self.deeper(self.down(x)))
+        if self.skip is not None:
+            y = torch.cat([self.skip(x), y], 1)
+        return self.up(y)
+
+
+def build(inputs, channels, skips):
+    return nn.Sequential(Level(inputs, channels, skips), nn.Conv2d(channels[0], 3, 1), nn.Sigmoid())
+
+
+def psnr(reference, image):
+    return 10 * np.log10(1 / np.mean((reference - image) ** 2))
+
+
+def peak_memory():
+    """Bytes of this process at its peak; Linux's ru_maxrss would count the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def train(network, z, target, reference, steps):
+    """Yield the PSNR of each step's output."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    clean = reference.cpu().numpy()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        output = network(z + torch.randn_like(z) / 30)
+        loss = F.mse_loss(output, target)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        yield psnr(clean, output.detach().cpu().numpy())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", help="JSON of the network, the image and the steps")
+    case = json.loads(parser.parse_args().case)
+    device = torch.device(case["device"])
+    torch.manual_seed(case["seed"])
+    network = build(case["input_channels"], case["channels"], case["skip_channels"]).to(device)
+    if case["image"]:
+        reference, target = (torch.from_numpy(np.load(path))[None].to(device) for path in case["image"])
+    else:
+        reference = target = torch.rand(1, 3, *case["size"], device=device)
+    z = torch.rand(1, case["input_channels"], *target.shape[2:], device=device) * 0.1
+    training = train(network, z, target, reference, case["warm"] + case["steps"])
+    for _ in range(case["warm"]):
+        next(training)
+    begun = time.perf_counter()
+    curve = list(training)
+    seconds = time.perf_counter() - begun
+    peak = peak_memory()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    print(json.dumps({"step": seconds / case["steps"], "peak": peak, "psnr": float(curve[-1])}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""How much memory a fit needs, known before it starts.
+
+The model: activations in proportion to the pixels and channels of every scale,
+36 bytes for each parameter (weights, gradients, Adam's moments, the last good
+state, short copies), and a constant for what the libraries set up at the first
+step. Its numbers were measured: `benchmarks/README.md`.
+"""
+
+import gc
+
+import psutil
+import torch
+
+#: Activations alive at the peak of a step, for each channel and pixel of a scale.
+LIVE_ACTIVATIONS = 15
+#: The same where the plain form of the join is used: on CUDA, not yet measured there.
+LIVE_ACTIVATIONS_PLAIN = 21
+BYTES_PER_PARAMETER = 36
+LIBRARIES = 100e6
+
+
+def memory_needed(network, height, width, *, precision, device):
+    """Bytes that a fit adds to the process at its peak.
+
+    Parameters
+    ----------
+    network : SkipNetwork
+    height, width : int
+        Of the image, in pixels.
+    precision : torch.dtype
+    device : torch.device
+
+    Returns
+    -------
+    int
+    """
+    live = LIVE_ACTIVATIONS if device.type == "cpu" else LIVE_ACTIVATIONS_PLAIN
+    numbers = sum(channels * height * width / 4**scale for scale, channels in enumerate(network.channels))
+    images = 4 * height * width * (3 * network.input_channels + 8 * network.output_channels)
+    activations = live * precision.itemsize * numbers
+    return int(LIBRARIES + BYTES_PER_PARAMETER * network.parameter_count + activations + images)
+
+
+def memory_free(device):
+    """Bytes that a fit may still take on this device."""
+    if device.type == "cuda":
+        # What PyTorch holds unused counts as free.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return psutil.virtual_memory().available
+
+
+def check_memory(network, height, width, *, precision, device):
+    """Raise where a fit of this size cannot fit into the free memory.
+
+    Raises
+    ------
+    MemoryError
+        Names the largest size of this shape that would fit.
+    """
+    needed = memory_needed(network, height, width, precision=precision, device=device)
+    free = memory_free(device)
+    if needed > free:
+        raise too_large(network, height, width, precision, device, free, f"needs about {needed / 1e9:.1f} GB")
+
+
+def too_large(network, height, width, precision, device, free, what):
+    """The error that names the largest size that would fit."""
+    unit = network.smallest_side - 1
+    # Of the same shape, in multiples that the network halves exactly.
+    advice = "no size of this shape would fit"
+    for share in range(63, 0, -1):
+        smaller = [side * share // (64 * unit) * unit for side in (height, width)]
+        if min(smaller) > unit and memory_needed(network, *smaller, precision=precision, device=device) < 0.9 * free:
+            advice = f"wants at most {smaller[0]} × {smaller[1]}: shrink it or crop it"
+            break
+    return MemoryError(f"z: a fit of {height} × {width} {what}, {free / 1e9:.1f} GB are free on {device}; {advice}")
+
+
+def free_memory(device):
+    """Give back what a failed fit held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

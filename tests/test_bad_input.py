@@ -1,0 +1,260 @@
+"""Bad input gets an error that names the argument, what it got and what it wants, before any work."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import dip_utils as dip
+
+from .conftest import build
+
+IMAGE = torch.linspace(0, 1, 3 * 32 * 48).reshape(3, 32, 48)
+Z = torch.linspace(0, 0.1, 2 * 32 * 48).reshape(2, 32, 48)
+NAN = IMAGE.clone()
+NAN[0, 0, 0] = math.nan
+
+
+def fit(network=None, z=Z, target=IMAGE, **options):
+    return dip.fit(build() if network is None else network, z, target, **({"steps": 2} | options))
+
+
+CASES = {
+    # name: (call, error, words that the message must contain)
+    "rank 2": (lambda: fit(target=IMAGE[0]), ValueError, ["target", "(32, 48)", "(channels, height, width)"]),
+    "rank 4": (lambda: fit(target=IMAGE[None]), ValueError, ["target", "(1, 3, 32, 48)"]),
+    "array for a tensor": (lambda: fit(target=IMAGE.numpy()), TypeError, ["target", "ndarray", "float32 tensor"]),
+    "integer image": (lambda: fit(target=(IMAGE * 255).byte()), TypeError, ["target", "uint8", "float32", "divide"]),
+    "double image": (lambda: fit(target=IMAGE.double()), TypeError, ["target", "float64", "float32"]),
+    "NaN target": (lambda: fit(target=NAN), ValueError, ["target", "NaN", "finite"]),
+    "infinite target": (lambda: fit(target=IMAGE / 0), ValueError, ["target", "infinite"]),
+    "NaN input": (lambda: fit(z=Z * math.nan), ValueError, ["z", "NaN"]),
+    "two channels": (lambda: fit(target=IMAGE[:2]), ValueError, ["target", "(2, 32, 48)", "(3, 32, 48)"]),
+    "target of another size": (lambda: fit(target=IMAGE[:, :31]), ValueError, ["target", "(3, 31, 48)", "network"]),
+    "input of another size": (lambda: fit(z=Z[:, :, :40]), ValueError, ["target", "(3, 32, 40)"]),
+    "input of another depth": (lambda: fit(z=Z[:1]), ValueError, ["z", "1 channels", "wants 2"]),
+    "too small for the scales": (
+        lambda: fit(z=Z[:, :4], target=IMAGE[:, :4]),
+        ValueError,
+        ["z", "4 × 48", "at least 5"],
+    ),
+    "reference of another size": (lambda: fit(reference=IMAGE[:, 1:]), ValueError, ["reference", "(3, 31, 48)"]),
+    "NaN reference": (lambda: fit(reference=NAN), ValueError, ["reference", "NaN"]),
+    "operator without a call": (lambda: fit(operator=4), TypeError, ["operator", "int", "function"]),
+    "operator of another shape": (
+        lambda: fit(operator=dip.LanczosDownsampler(4)),
+        ValueError,
+        ["target", "(3, 32, 48)", "(3, 8, 12)", "operator"],
+    ),
+    "operator that does not divide": (
+        lambda: fit(operator=dip.LanczosDownsampler(5)),
+        ValueError,
+        ["32 × 48", "multiples", "5"],
+    ),
+    "no network": (lambda: fit(network="skip"), TypeError, ["network", "str", "SkipNetwork"]),
+    "no steps": (lambda: fit(steps=0), ValueError, ["steps", "0", "at least 1"]),
+    "negative steps": (lambda: fit(steps=-5), ValueError, ["steps", "-5"]),
+    "half a step": (lambda: fit(steps=2.5), TypeError, ["steps", "2.5", "integer"]),
+    "true steps": (lambda: fit(steps=True), TypeError, ["steps", "True", "integer"]),
+    "no learning rate": (lambda: fit(learning_rate=0), ValueError, ["learning_rate", "0", "above 0"]),
+    "NaN learning rate": (lambda: fit(learning_rate=math.nan), ValueError, ["learning_rate", "nan", "finite"]),
+    "learning rate in words": (lambda: fit(learning_rate="fast"), TypeError, ["learning_rate", "'fast'", "number"]),
+    "negative input noise": (lambda: fit(input_noise=-1), ValueError, ["input_noise", "-1", "at least 0"]),
+    "kept step beyond the end": (lambda: fit(keep=[0, 3]), ValueError, ["keep", "3", "from 0 to 2"]),
+    "negative kept step": (lambda: fit(keep=[-1]), ValueError, ["keep", "-1"]),
+    "kept step in words": (lambda: fit(keep=["last"]), TypeError, ["keep", "'last'", "integer"]),
+    "unknown device": (lambda: fit(device="gpu"), ValueError, ["device", "'gpu'", "'cuda'"]),
+    "absent device": (lambda: fit(device="cuda:99"), ValueError, ["device", "cuda:99", "CUDA devices"]),
+    "unknown precision": (lambda: fit(precision="double"), ValueError, ["precision", "'double'", "'float32'"]),
+    "float16 on the CPU": (lambda: fit(precision="float16", device="cpu"), ValueError, ["precision", "float16", "CPU"]),
+    "negative seed": (lambda: fit(seed=-1), ValueError, ["seed", "-1"]),
+    "seed beyond 63 bits": (lambda: fit(seed=2**63), ValueError, ["seed", "below 2**63"]),
+    "start of another network": (
+        lambda: fit(network=build(channels=(4, 8)), start=fit()),
+        ValueError,
+        ["start", "another network"],
+    ),
+    "start on another target": (
+        lambda: fit(start=fit(), z=Z[:, :16], target=IMAGE[:, :16]),
+        ValueError,
+        ["target", "(3, 16, 48)", "(3, 32, 48)"],
+    ),
+    "network without scales": (
+        lambda: build(channels=(), skip_channels=()),
+        ValueError,
+        ["skip_channels", "at least one"],
+    ),
+    "skips for other scales": (
+        lambda: build(skip_channels=(4,)),
+        ValueError,
+        ["skip_channels", "1 numbers", "2 scales"],
+    ),
+    "a scale of no channels": (lambda: build(channels=(0, 4)), ValueError, ["channels", "0", "at least 1"]),
+    "negative skips": (lambda: build(skip_channels=(-1, 4)), ValueError, ["skip_channels", "-1"]),
+    "no output": (lambda: build(output_channels=0), ValueError, ["output_channels", "0"]),
+    "factor 1": (lambda: dip.LanczosDownsampler(1), ValueError, ["factor", "1", "at least 2"]),
+    "factor 2.5": (lambda: dip.LanczosDownsampler(2.5), TypeError, ["factor", "2.5", "integer"]),
+    "not a multiple of the factor": (
+        lambda: dip.LanczosDownsampler(4)(IMAGE[:, :30]),
+        ValueError,
+        ["image", "30 × 48", "multiples of the factor, 4"],
+    ),
+    "negative sigma": (
+        lambda: dip.add_gaussian_noise(IMAGE, -0.1, seed=0),
+        ValueError,
+        ["sigma", "-0.1", "at least 0"],
+    ),
+    "NaN sigma": (lambda: dip.add_gaussian_noise(IMAGE, math.nan, seed=0), ValueError, ["sigma", "finite"]),
+    "image beyond 1": (
+        lambda: dip.add_gaussian_noise(IMAGE * 2, 0.1, seed=0),
+        ValueError,
+        ["image", "0 to 2", "[0, 1]"],
+    ),
+    "image in 0 to 255": (lambda: dip.shuffle_elements(IMAGE * 255, seed=0), ValueError, ["image", "255", "[0, 1]"]),
+    "image for rows": (lambda: dip.shuffle_rows_and_columns(None, seed=0), TypeError, ["image", "NoneType"]),
+    "two of the channels": (lambda: dip.permute_channels(IMAGE, (0, 1)), ValueError, ["order", "(0, 1)", "3 channels"]),
+    "empty noise": (lambda: dip.uniform_noise(3, 0, 4, seed=0), ValueError, ["height", "0"]),
+    "input of no depth": (lambda: dip.random_input(0, 4, 4, seed=0), ValueError, ["channels", "0"]),
+    "input of no scale": (lambda: dip.random_input(1, 4, 4, seed=0, scale=0), ValueError, ["scale", "above 0"]),
+    "unequal images": (lambda: dip.psnr(IMAGE, IMAGE[:, 1:]), ValueError, ["image", "(3, 31, 48)", "reference"]),
+    "border too wide": (lambda: dip.psnr(IMAGE, IMAGE, border=16), ValueError, ["border", "16", "32"]),
+    "SSIM of a stamp": (lambda: dip.ssim(IMAGE[:, :8], IMAGE[:, :8]), ValueError, ["reference", "at least 11"]),
+    "luma of grey": (lambda: dip.luma(IMAGE[:1]), ValueError, ["image", "1 channels", "wants 3"]),
+    "share of one value": (lambda: dip.share_explained(IMAGE * 0, 0.1), ValueError, ["target", "one value"]),
+    "resized to nothing": (lambda: dip.resize(IMAGE, 0, 4), ValueError, ["height", "0"]),
+    "resized by magic": (lambda: dip.resize(IMAGE, 4, 4, "magic"), ValueError, ["method", "'magic'", "bicubic"]),
+    "crop beyond the border": (lambda: dip.crop(IMAGE, 8, 8, top=30), ValueError, ["8 × 8", "32 × 48"]),
+    "unknown photograph": (lambda: dip.sample("falcon"), ValueError, ["'falcon'", "astronaut"]),
+    "saved out of range": (lambda: dip.save_image(IMAGE * 2, "a.png"), ValueError, ["image", "[0, 1]"]),
+    "run saved as text": (lambda: fit().save("run.txt"), ValueError, ["path", "run.txt", ".npz"]),
+    "no saved run": (lambda: dip.load_fit("nowhere.npz"), FileNotFoundError, ["path", "nowhere.npz"]),
+    "slider over nothing": (lambda: dip.browse({}), ValueError, ["runs", "0", "one to four"]),
+    "slider without kept images": (lambda: dip.browse(fit()), ValueError, ["runs", "keep="]),
+    "film strip of unkept steps": (lambda: dip.film_strip({"a": fit()}, [1]), ValueError, ["steps", "[1]", "'a'"]),
+    "zoom beyond the image": (lambda: dip.compare({"a": IMAGE}, (0.9, 0, 0.5, 0.5)), ValueError, ["zoom", "0.9"]),
+    "unknown fit in a live plot": (lambda: dip.LivePlot("a").track("b"), ValueError, ["name", "'b'", "a"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message_says_what_is_wrong(name):
+    call, error, words = CASES[name]
+    with pytest.raises(error) as raised:
+        call()
+    for word in words:
+        assert word in str(raised.value), raised.value
+
+
+def test_budget(monkeypatch):
+    monkeypatch.setenv("DIP_BUDGET", "huge")
+    with pytest.raises(ValueError, match=r"DIP_BUDGET: got 'huge'; wants one of full, quick, smoke"):
+        dip.choose_budget()
+    for budget in ("full", "quick", "smoke"):
+        monkeypatch.setenv("DIP_BUDGET", budget)
+        assert dip.choose_budget() == budget
+
+
+def test_nothing_is_trained_before_an_error():
+    network = build()
+    before = [parameter.clone() for parameter in network.parameters()]
+    with pytest.raises(ValueError, match="keep"):
+        fit(network=network, keep=[99])
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def broken_png(path):
+    Image.new("RGB", (64, 64), "red").save(path)
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def bomb(path):
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+FILES = {
+    "missing.png": (lambda path: None, FileNotFoundError, ["no file"]),
+    "folder.png": (lambda path: path.mkdir(), IsADirectoryError, ["folder"]),
+    "empty.png": (lambda path: path.write_bytes(b""), ValueError, ["empty"]),
+    "truncated.png": (broken_png, ValueError, ["truncated"]),
+    "text.png": (lambda path: path.write_text("hello"), ValueError, ["not an image"]),
+    "bomb.png": (bomb, ValueError, ["too large"]),
+    "pixel.png": (lambda path: Image.new("L", (1, 1)).save(path), ValueError, ["1 × 1", "at least 32"]),
+    "float.tiff": (lambda path: Image.new("F", (64, 64), 7.0).save(path), ValueError, ["outside of 0 to 1"]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files_are_named(tmp_path, name):
+    make, error, words = FILES[name]
+    make(tmp_path / name)
+    with pytest.raises(error) as raised:
+        dip.load_image(tmp_path / name)
+    for word in ["path", name, *words]:
+        assert word in str(raised.value), raised.value
+
+
+# --- anything at all: a clear error or a right answer
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.uint8, torch.int64, torch.bool, torch.complex64]
+SHAPES = st.lists(st.integers(0, 9), min_size=0, max_size=4)
+
+
+@st.composite
+def tensors(draw):
+    value = draw(st.sampled_from([0.0, 0.5, 1.0, 1.5, -0.1, math.nan, math.inf]))
+    return torch.full(draw(SHAPES), value).to(draw(st.sampled_from(DTYPES)))
+
+
+def is_image(x, bounded=True):
+    good = x.dtype == torch.float32 and x.ndim == 3 and x.numel() > 0 and bool(torch.isfinite(x).all())
+    return good and (not bounded or bool(x.min() >= 0 and x.max() <= 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(tensors())
+def test_any_tensor_is_an_image_or_refused(x):
+    for call in (lambda: dip.shuffle_elements(x, seed=0), lambda: dip.add_gaussian_noise(x, 0.1, seed=0)):
+        if is_image(x):
+            assert call().shape == x.shape
+        else:
+            with pytest.raises((TypeError, ValueError), match=r"^image: got .*; wants "):
+                call()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=3, max_size=3), st.lists(st.integers(0, 12), min_size=3, max_size=3))
+def test_any_shapes_fit_or_are_refused(z_shape, target_shape):
+    """Two scales, two input channels, three output channels: exactly these shapes make a fit."""
+    fits = z_shape[0] == 2 and min(z_shape[1:]) >= 5 and target_shape == [3, *z_shape[1:]]
+    z, target = torch.rand(z_shape, generator=torch.Generator().manual_seed(0)), torch.zeros(target_shape)
+    if fits:
+        assert np.isfinite(dip.fit(build(), z, target, steps=1).loss).all()
+    else:
+        with pytest.raises(ValueError, match=r"^(z|target): got .*; wants "):
+            dip.fit(build(), z, target, steps=1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.integers(-3, 40), st.floats(), st.booleans(), st.text(max_size=3), st.none()))
+def test_any_factor_is_taken_or_refused(factor):
+    if isinstance(factor, int) and not isinstance(factor, bool) and factor >= 2:
+        assert dip.LanczosDownsampler(factor).kernel.sum().item() == pytest.approx(1, abs=1e-5)
+    else:
+        with pytest.raises((TypeError, ValueError), match=r"^factor: got"):
+            dip.LanczosDownsampler(factor)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.floats(), st.integers(-2, 2), st.booleans(), st.text(max_size=3), st.none()))
+def test_any_sigma_is_taken_or_refused(sigma):
+    taken = isinstance(sigma, (int, float)) and not isinstance(sigma, bool) and math.isfinite(sigma) and sigma >= 0
+    if taken:
+        noisy = dip.add_gaussian_noise(IMAGE, sigma, seed=0)
+        assert noisy.min() >= 0 and noisy.max() <= 1
+    else:
+        with pytest.raises((TypeError, ValueError), match=r"^sigma: got"):
+            dip.add_gaussian_noise(IMAGE, sigma, seed=0)
