@@ -13,6 +13,9 @@ from .figures import bundle, draw_curves, draw_image, new_figure, style_axes
 from .images import crop, to_uint8
 from .metrics import psnr as measure_psnr
 
+#: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
+QUALITIES = (90, 80, 65, 50, 35)
+LARGEST_SLIDER = 2_000_000
 #: The largest share of the time that redrawing may take; the text under it changes more often.
 DRAWING_SHARE = 0.015
 
@@ -89,11 +92,11 @@ class LivePlot:
         return figure
 
 
-def _frame(image, name, caption, largest, zoom):
+def _frame(image, name, caption, largest, zoom, quality):
     """One frame: a JPEG of the centre, pixel for pixel."""
     height, width = (min(side, largest) for side in image.shape[1:])
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(crop(image, height, width))).save(buffer, "JPEG", quality=88, subsampling=0)
+    Image.fromarray(to_uint8(crop(image, height, width))).save(buffer, "JPEG", quality=quality, subsampling=0)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<figure style="margin:0 8px 0 0"><figcaption style="font:12px sans-serif;min-height:2.6em">'
@@ -171,11 +174,16 @@ def browse(runs, *, beside="target", largest=256):
 
     cut = max(max(getattr(run, beside).shape[1:]) for run in runs.values()) > largest
     note = f"{beside}, its centre, pixel for pixel" if cut else beside
-    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom) for name, run in runs.items()])
-    moving = "".join(
-        _row([_frame(run.kept[step], name, caption(run, step), largest, zoom) for name, run in runs.items()])
-        for step in steps
-    )
+    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom, QUALITIES[0]) for name, run in runs.items()])
+    for quality in QUALITIES:
+        moving = "".join(
+            _row(
+                [_frame(run.kept[step], name, caption(run, step), largest, zoom, quality) for name, run in runs.items()]
+            )
+            for step in steps
+        )
+        if len(fixed) + len(moving) < LARGEST_SLIDER:
+            break
     identity = "dip-browse-" + hashlib.sha256(moving.encode()).hexdigest()[:12]
     script = SCRIPT.replace("ID", identity).replace("STEPS", str(steps)).replace("\n", " ")
     page = (
