@@ -301,7 +301,7 @@ class _Problem:
             try:
                 graph = torch.cuda.CUDAGraph()
                 graph.register_generator_state(self.generator)
-                with torch.cuda.graph(graph):
+                with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
                     self.step()
                 self.graph = graph
                 graph.replay()
@@ -404,6 +404,11 @@ def _stop_button():
         yield presses
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+def _own_stream(device):
+    """On CUDA a stream that is not the default one: a graph cannot be captured there."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _check(network, z, target, operator, reference, keep, start, steps, precision, device):
@@ -537,7 +542,7 @@ def fit(
     _check(network, z, target, operator, reference, keep, start, steps, precision, device)
 
     try:
-        with _stop_button() as presses:
+        with _stop_button() as presses, _own_stream(device):
             problem = _Problem(
                 network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
             )

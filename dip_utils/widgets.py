@@ -99,8 +99,8 @@ def _frame(image, name, caption, largest, zoom, quality):
     Image.fromarray(to_uint8(crop(image, height, width))).save(buffer, "JPEG", quality=quality, subsampling=0)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure style="margin:0 8px 0 0"><figcaption style="font:12px sans-serif;min-height:2.6em">'
-        f"<b>{name}</b><br>{caption}</figcaption>"
+        f'<figure style="margin:0 8px 0 0;width:{max(width * zoom, 130)}px">'
+        f'<figcaption style="font:12px sans-serif;min-height:2.6em"><b>{name}</b><br>{caption}</figcaption>'
         f'<img alt="{name}, {caption}" width="{width * zoom}" height="{height * zoom}" '
         f'style="image-rendering:pixelated" src="data:image/jpeg;base64,{data}"></figure>'
     )
@@ -164,7 +164,7 @@ def browse(runs, *, beside="target", largest=256):
     if not steps:
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
     longest = max(max(run.output.shape[1:]) for run in runs.values())
-    zoom = max(1, 200 // min(longest, largest))
+    zoom = max(1, 300 // min(longest, largest))
 
     def caption(run, step):
         words = [f"step {step}", f"loss {run.loss[step]:.4f}"]
@@ -174,12 +174,11 @@ def browse(runs, *, beside="target", largest=256):
 
     cut = max(max(getattr(run, beside).shape[1:]) for run in runs.values()) > largest
     note = f"{beside}, its centre, pixel for pixel" if cut else beside
-    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom, QUALITIES[0]) for name, run in runs.items()])
+    named = runs.items()
+    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom, QUALITIES[0]) for name, run in named])
     for quality in QUALITIES:
         moving = "".join(
-            _row(
-                [_frame(run.kept[step], name, caption(run, step), largest, zoom, quality) for name, run in runs.items()]
-            )
+            _row([_frame(run.kept[step], name, caption(run, step), largest, zoom, quality) for name, run in named])
             for step in steps
         )
         if len(fixed) + len(moving) < LARGEST_SLIDER:

@@ -41,7 +41,7 @@ VIEW = {"width": 1280, "height": 900}
 #: Seconds that a whole notebook may take at the smoke budget.
 LONGEST_RUN = 240
 
-#: Two small fits, their slider, a fit that nobody waits for, and what must follow it.
+#: A fit that nobody waits for, and what must follow it.
 STOP = [
     """\
 import dip_utils as dip
@@ -53,7 +53,7 @@ network = dip.SkipNetwork(2, (4, 6), (2, 0), 3, seed=0)""",
     "print('the last cell')",
 ]
 
-# Script that runs in the page. Content scrolled out of sight counts as visible.
+# What the tests ask the page. Pictures scrolled out of sight count as visible.
 VISIBLE = "root => [...root.querySelectorAll('img')].filter(i => i.checkVisibility()).map(i => i.src)"
 BROKEN = "() => [...document.images].filter(i => i.src.startsWith('data:') && !(i.complete && i.naturalWidth)).length"
 FINISHED = """() => {
@@ -158,6 +158,10 @@ class Lab:
 
     def read(self, name):
         return nbformat.read(self.root / f"{name}.ipynb", as_version=4)
+
+    def trust(self, path):
+        command = [sys.executable, "-m", "jupyter", "trust", str(path)]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True)
 
     def open(self, name):
         page = self.context.new_page()
@@ -346,8 +350,7 @@ def test_slider_in_jupyterlab(ran):
 def test_slider_reopened_without_kernel(ran, lab):
     name, _, saved = ran
     path = elsewhere(lab, saved, f"{name}-trusted")
-    trust = [sys.executable, "-m", "jupyter", "trust", str(path)]
-    subprocess.run(trust, env=lab.environment, check=True, capture_output=True)
+    lab.trust(path)
     page = lab.open_without_kernel(path.stem)
     check_slider(page)
     screenshot(page, f"{name}, no kernel", page.locator("[id^=dip-browse-] output"))
@@ -412,15 +415,13 @@ def test_stop_button(lab):
     lab.shut_kernels_down()
 
 
-def test_legible_in_the_dark_theme(lab, request):
+def test_legible_in_the_dark_theme(lab):
     """The text of the slider, on a saved notebook, without a kernel."""
     source = lab.read(NAMES[0])
     if not outputs(source):
         pytest.skip("needs the notebook that the tests above have executed")
     path = elsewhere(lab, source, "dark")
-    subprocess.run(
-        [sys.executable, "-m", "jupyter", "trust", str(path)], env=lab.environment, check=True, capture_output=True
-    )
+    lab.trust(path)
     theme = "/lab/api/settings/@jupyterlab/apputils-extension:themes"
     lab.api("PUT", theme, {"raw": json.dumps({"theme": "JupyterLab Dark"})})
     page = lab.open_without_kernel("dark")
