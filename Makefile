@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run lab test lint fast notebooks benchmark publish address clean
+.PHONY: run lab test lint fast slow notebooks colab benchmark publish address clean
 
 run: $(READY)
 	$(BIN)/python notebooks/run_all.py
@@ -16,21 +16,34 @@ run: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
-test: lint fast notebooks
+test: lint fast slow notebooks
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 fast: $(READY)
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests -q -m "not slow"
+
+# Among them the notebooks in JupyterLab in a real browser.
+slow: $(READY)
+	$(BIN)/python -m pytest tests -q -m slow -rs
 
 # The committed notebooks, executed anew and compared cell by cell.
 notebooks: $(READY)
 	DIP_BUDGET=smoke $(BIN)/python -m pytest notebooks -q --nbval --nbval-sanitize-with tests/nbval.cfg
 
+# The notebooks as Colab would run them, with its versions.
+colab: $(READY) .venv-colab/ready
+	COLAB_PYTHON=$(CURDIR)/.venv-colab/bin/python $(BIN)/python -m pytest tests/test_colab.py -q -rs
+
+.venv-colab/ready: tests/colab-requirements.txt
+	$(PYTHON) -m venv .venv-colab
+	.venv-colab/bin/python -m pip install --quiet -r $<
+	@touch $@
+
 benchmark: $(READY)
-	$(BIN)/python benchmarks/benchmark.py
+	$(BIN)/python benchmarks/benchmark.py $(ARGS)
 
 # Executes the notebooks in place, at the full budget, and checks them.
 publish: $(READY)

@@ -90,14 +90,14 @@ def style_axes(axes, xlabel, ylabel):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_images(images, columns=None):
+def draw_images(images, columns=None, dpi=120):
     """A figure of images side by side, each under its name."""
     for name, image in images.items():
         check_image(name, image, bounded=False)
     columns = columns or len(images)
     rows = -(-len(images) // columns)
     tallest = max(image.shape[1] / image.shape[2] for image in images.values())
-    figure = new_figure(round(rows * (WIDTH / columns * tallest + 0.3), 1))
+    figure = new_figure(round(rows * (WIDTH / columns * tallest + 0.3), 1), dpi)
     for position, (name, image) in enumerate(images.items()):
         draw_image(figure.add_subplot(rows, columns, position + 1), image, name)
     return figure
@@ -133,7 +133,7 @@ def film_strip(runs, steps, *, last="target"):
     columns = len(steps) + 1
     shape = next(iter(runs.values())).output.shape
     cell = WIDTH / columns
-    figure = new_figure(round(len(runs) * (cell * shape[1] / shape[2]) + 0.3, 1), dpi=120)
+    figure = new_figure(round(len(runs) * (cell * shape[1] / shape[2]) + 0.3, 1), dpi=100)
     grid = figure.subplots(len(runs), columns, squeeze=False)
     for top, row, (name, run) in zip([True] + [False] * len(runs), grid, runs.items(), strict=False):
         pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]

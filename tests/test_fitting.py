@@ -331,6 +331,7 @@ print(needed / peak)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux's accounting")
 @pytest.mark.parametrize("name", ["PARAMETRIZATION", "RESTORATION"])
 @pytest.mark.parametrize("size", [(256, 192), (320, 320), (384, 544)])
