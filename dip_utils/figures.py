@@ -167,8 +167,8 @@ def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=
     ylabel : str
     log : bool
         Logarithmic vertical axis.
-    levels : dict of str to (str, float), optional
-        For a panel, a horizontal line: its name and its height.
+    levels : dict of str to dict of str to float, optional
+        For a panel, horizontal lines: their names and heights.
     marks : dict of str to int, optional
         Steps to mark with a vertical line, by their name.
     minimum : float, optional
@@ -180,8 +180,7 @@ def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=
         draw_curves(axes, curves, log=log, minimum=minimum)
         style_axes(axes, xlabel, ylabel if axes is grid[0] else "")
         axes.set_title(title, fontsize=10)
-        if levels and title in levels:
-            name, level = levels[title]
+        for name, level in (levels or {}).get(title, {}).items():
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
             axes.annotate(name, (1, level), (-2, 3), ha="right", fontsize=8, color=GREY,
                           xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip

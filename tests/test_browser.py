@@ -4,6 +4,7 @@ One JupyterLab server and one headless Chromium serve all tests; each notebook
 is executed once, at the smoke budget. Screenshots are in results/screenshots.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -214,7 +215,9 @@ def save(page, lab, name):
     page.keyboard.press("Control+s")
     for _ in range(100):
         if (lab.root / f"{name}.ipynb").stat().st_mtime_ns != before:
-            return lab.read(name)
+            # The server writes in place: what is read meanwhile is not JSON yet.
+            with contextlib.suppress(ValueError):
+                return lab.read(name)
         page.wait_for_timeout(100)
     pytest.fail("Ctrl+S did not save the notebook within ten seconds")
 

@@ -39,7 +39,7 @@ def test_every_figure_is_a_picture_with_a_description(shown, photograph):
     run = fit(photograph, 4, None)
     dip.show_images({"a": photograph, "grey": photograph[:1]})
     dip.film_strip({"a": run}, (0, 4))
-    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"left": ("floor", 0.1)})
+    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"left": {"floor": 0.1}})
     dip.compare({"a": photograph, "b": run.output}, (0.1, 0.1, 0.5, 0.5))
     dip.plot_kernel(dip.LanczosDownsampler(3).kernel, dip.lanczos, factor=3)
     assert len(shown) == 5
