@@ -381,8 +381,10 @@ class _Watcher:
     def show(self, run):
         before = time.perf_counter()
         self.watch(run)
-        self.shown = time.perf_counter()
-        self.spent += self.shown - before
+        now = time.perf_counter()
+        # The first call sets things up: to count it would silence the watch for long.
+        self.spent += 0 if self.shown == self.begun else now - before
+        self.shown = now
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import time
+from functools import partial
 
 from IPython.display import display
 from PIL import Image
@@ -59,7 +60,8 @@ class LivePlot:
         if self.drawn is None or not run.running or self.spent < DRAWING_SHARE * (now - self.begun):
             figure = self._draw(name, run)
             self.drawn = bundle(figure, self.text, f"Curves and current output of {', '.join(self.runs)}")
-            self.spent += time.perf_counter() - now
+            # The first drawing sets up fonts: to count it would silence the plot for long.
+            self.spent += time.perf_counter() - now if len(self.runs) > 1 or self.handle else 0
         data, metadata = self.drawn
         progress = f"{name}: {tqdm.format_meter(run.steps, run.planned, run.seconds, ncols=76, unit=' steps')}"
         metadata = metadata | {"progress": progress}
@@ -80,6 +82,8 @@ class LivePlot:
         *plots, picture = figure.subplots(1, 2 + with_psnr, width_ratios=(1.25,) * (1 + with_psnr) + (1,))
         draw_curves(plots[0], {name: run.loss for name, run in self.runs.items()}, log=True)
         style_axes(plots[0], "step", "loss (MSE)")
+        for axes in plots:
+            axes.set_xlim(0, run.planned)
         if len(self.names) > 1:
             plots[0].legend(frameon=False, fontsize=8)
         if with_psnr:
@@ -92,14 +96,25 @@ class LivePlot:
         return figure
 
 
-def _frame(image, name, caption, largest, zoom, quality):
-    """One frame: a JPEG of the centre, pixel for pixel."""
-    height, width = (min(side, largest) for side in image.shape[1:])
+def _part(image, largest, centre):
+    """At most `largest` pixels of each side, about a point given in shares of the sides."""
+    sides = image.shape[1:]
+    size = [min(side, largest) for side in sides]
+    corner = [
+        min(max(round(share * side - length / 2), 0), side - length)
+        for share, side, length in zip(centre, sides, size, strict=True)
+    ]
+    return crop(image, *size, top=corner[0], left=corner[1])
+
+
+def _frame(image, name, caption, zoom, quality):
+    """One frame: a JPEG, pixel for pixel."""
+    height, width = image.shape[1:]
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(crop(image, height, width))).save(buffer, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(to_uint8(image)).save(buffer, "JPEG", quality=quality, subsampling=0)
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
-        f'<figure style="margin:0 8px 0 0;width:{max(width * zoom, 130)}px">'
+        f'<figure style="margin:0 8px 0 0;width:{max(width * zoom, 190)}px">'
         f'<figcaption style="font:12px sans-serif;min-height:2.6em"><b>{name}</b><br>{caption}</figcaption>'
         f'<img alt="{name}, {caption}" width="{width * zoom}" height="{height * zoom}" '
         f'style="image-rendering:pixelated" src="data:image/jpeg;base64,{data}"></figure>'
@@ -139,11 +154,11 @@ setTimeout(() => {
 """
 
 
-def browse(runs, *, beside="target", largest=256):
+def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
     """A slider over the kept images of up to four runs; it works without a kernel.
 
     Where scripts do not run the same images stand one under the other as a
-    contact sheet. Images larger than `largest` show their centre, so that noise
+    contact sheet. Of images larger than `largest` a part is shown, so that noise
     is seen pixel for pixel.
 
     Parameters
@@ -152,8 +167,11 @@ def browse(runs, *, beside="target", largest=256):
         Runs that kept the same steps.
     beside : {"target", "reference"}
         What stands above the outputs.
-    largest : int
-        Longest side of a frame in image pixels.
+    largest : int, optional
+        Longest side of a frame in image pixels: 256, or 200 for four runs side by
+        side.
+    centre : tuple of float
+        The middle of the part that is shown, as shares of height and width.
     """
     runs = runs if isinstance(runs, dict) else {"output": runs}
     if not 1 <= len(runs) <= 4:
@@ -163,6 +181,7 @@ def browse(runs, *, beside="target", largest=256):
     steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
     if not steps:
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
+    largest = largest or (256 if len(runs) < 4 else 200)
     longest = max(max(run.output.shape[1:]) for run in runs.values())
     zoom = max(1, 300 // min(longest, largest))
 
@@ -173,12 +192,14 @@ def browse(runs, *, beside="target", largest=256):
         return " · ".join(words)
 
     cut = max(max(getattr(run, beside).shape[1:]) for run in runs.values()) > largest
-    note = f"{beside}, its centre, pixel for pixel" if cut else beside
+    note = f"{beside}, a part of it" if cut else beside
     named = runs.items()
-    fixed = _row([_frame(getattr(run, beside), name, note, largest, zoom, QUALITIES[0]) for name, run in named])
+    part = partial(_part, largest=largest, centre=centre)
+    titles = {name: name if len(runs) > 1 else beside for name in runs}
+    fixed = _row([_frame(part(getattr(run, beside)), titles[name], note, zoom, QUALITIES[0]) for name, run in named])
     for quality in QUALITIES:
         moving = "".join(
-            _row([_frame(run.kept[step], name, caption(run, step), largest, zoom, quality) for name, run in named])
+            _row([_frame(part(run.kept[step]), name, caption(run, step), zoom, quality) for name, run in named])
             for step in steps
         )
         if len(fixed) + len(moving) < LARGEST_SLIDER:

@@ -26,6 +26,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from notebooks import run_all
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 SCREENSHOTS = ROOT / "results" / "screenshots"

@@ -22,7 +22,10 @@ PYTHON = os.environ.get("COLAB_PYTHON") and os.path.abspath(os.environ["COLAB_PY
 #: Seconds for one cell at the smoke budget.
 LONGEST_CELL = 240
 
-pytestmark = pytest.mark.skipif(not PYTHON, reason="COLAB_PYTHON is not set: `make colab` makes that environment")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="COLAB_PYTHON is not set: `make colab` makes that environment"),
+]
 
 FACTS = """\
 import json, os, sys
