@@ -45,12 +45,9 @@ def fit_case(case):
     network = dip.SkipNetwork(**shape, seed=case["seed"])
     z = dip.random_input(case["input_channels"], *target.shape[1:], seed=case["seed"])
     options = dict(reference=reference, device=case["device"], precision=case["precision"], seed=case["seed"])
-    run = None
-    if case["warm"]:
-        run = dip.fit(network, z, target, steps=case["warm"], **options)
-    begun = time.perf_counter()
-    after = dip.fit(network, z, target, steps=case["steps"], start=run, **options)
-    seconds = time.perf_counter() - begun
+    warm = dip.fit(network, z, target, steps=max(1, case["warm"]), **options)
+    after = dip.fit(network, z, target, steps=case["steps"], start=warm if case["warm"] else None, **options)
+    seconds = after.seconds - (warm.seconds if case["warm"] else 0)
     peak = peak_memory()
     if case["device"] == "cuda":
         peak = torch.cuda.max_memory_allocated()

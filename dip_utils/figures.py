@@ -126,27 +126,31 @@ def film_strip(runs, steps, *, last="target"):
     last : {"target", "reference"}
         What the last column shows.
     """
+    if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
+        raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
     for name, run in runs.items():
         missing = [step for step in steps if step not in run.kept]
-        if missing and not run.interrupted:
+        if missing and not (run.interrupted or run.diverged):
             raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
     columns = len(steps) + 1
     shape = next(iter(runs.values())).output.shape
     cell = WIDTH / columns
     figure = new_figure(round(len(runs) * (cell * shape[1] / shape[2]) + 0.3, 1), dpi=100)
     grid = figure.subplots(len(runs), columns, squeeze=False)
-    for top, row, (name, run) in zip([True] + [False] * len(runs), grid, runs.items(), strict=False):
+    for number, (row, (name, run)) in enumerate(zip(grid, runs.items(), strict=True)):
         pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]
         for axes, picture, step in zip(row, pictures, [*steps, None], strict=True):
             title = last if step is None else f"step {step}"
-            draw_image(axes, picture, title if top else "")
+            if step is not None and step not in run.kept:
+                title = f"stopped at {run.steps}"
+            draw_image(axes, picture, title if number == 0 else "")
         row[0].set_ylabel(name, fontsize=9)
     columns = f"steps {', '.join(map(str, steps))} and the {last}"
     show(figure, f"Film strip: a row each for {', '.join(runs)}; columns are {columns}.")
 
 
 def draw_curves(axes, curves, *, log=False, minimum=None):
-    """Curves over the steps, named at their right end."""
+    """Curves over the steps, each with its style and its name for the legend."""
     for position, (name, curve) in enumerate(curves.items()):
         colour, dashes = style(name, position)
         axes.plot(curve, color=colour, linestyle=dashes, linewidth=1.3, label=name)

@@ -7,11 +7,11 @@ can be stopped, continued, saved, and it notices when it diverges.
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import os
 import signal
-import tempfile
 import threading
 import time
 import zipfile
@@ -137,15 +137,15 @@ class Fit:
         names = ("planned", "seconds", "device", "precision", "running", "interrupted", "diverged", "remarks")
         facts = {"format": FILE_FORMAT} | {name: getattr(self, name) for name in names}
         arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            try:
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            with open(part, "wb") as file:
                 np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
                 file.flush()
                 os.fsync(file.fileno())
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def load_fit(path):
@@ -247,7 +247,7 @@ class _Problem:
         self.restore(saved)
         if saved["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(saved["generator"])
-        history = torch.full((len(self.records), saved["records"].shape[1]), math.nan)
+        history = torch.full((len(self.records), saved["records"].shape[1]), math.nan, dtype=self.exact)
         rows = min(len(history), len(saved["records"]))
         history[:rows] = saved["records"][:rows]
         self.records = history.to(self.device)
@@ -260,8 +260,9 @@ class _Problem:
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
         self.precision, self.graph, self.warm = precision, None, 0
-        # float16 has gradients below its smallest number without this.
-        self.loss_scale = 1024.0 if precision == torch.float16 else 1.0
+        # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
+        bits = min(15, int(math.log2(self.target.numel())) - 4)
+        self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
         self.x = torch.empty_like(self.z, dtype=precision, memory_format=torch.channels_last)
 
     def forward(self):
@@ -298,18 +299,31 @@ class _Problem:
             self.graph.replay()
             return
         if self.device.type == "cuda" and self.warm == WARM_UP_STEPS:
-            try:
-                graph = torch.cuda.CUDAGraph()
-                graph.register_generator_state(self.generator)
-                with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-                    self.step()
-                self.graph = graph
-                graph.replay()
+            self.graph = self.capture(run)
+            if self.graph is not None:
+                self.graph.replay()
                 return
-            except RuntimeError as error:
-                run.say(f"No CUDA graph, the steps are launched one by one: {str(error).splitlines()[0]}")
         self.warm += 1
         self.step()
+
+    def capture(self, run):
+        """A CUDA graph of one step, or None where it cannot be had, with the reason."""
+        noise_state = self.generator.get_state()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.register_generator_state(self.generator)
+            # Other threads, of a panel for one, may use the card meanwhile.
+            stream = torch.cuda.current_stream()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self.step()
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).splitlines()[0]
+            run.say(f"No CUDA graph, the steps are launched one by one: {reason}")
+            # The old generator may still believe that it is being captured.
+            self.generator = torch.Generator(self.device)
+            self.generator.set_state(noise_state)
+            return None
+        return graph
 
     def report(self, run, step):
         """Bring the run up to its state at this step."""
@@ -329,7 +343,9 @@ class _Guard:
         self.problem, self.run = problem, run
         self.good = {name: tensor.clone() for name, tensor in problem.state().items()}
         self.good_step = self.checked = step
-        self.usual, self.doubtful, self.recoveries = math.inf, False, 0
+        history = problem.records[0, max(0, step - CHECK_EVERY) : step]
+        self.usual = history.median().item() if len(history) else math.inf
+        self.doubtful, self.recoveries = False, 0
         self.variance = problem.target.var(correction=0).item()
 
     def check(self, step):
@@ -354,22 +370,28 @@ class _Guard:
             self.run.say(f"The loss {what} again: given up at step {self.good_step}, the last good state is kept.")
         else:
             self.recoveries += 1
-            self.run.say(f"The loss {what} by step {step}: going on from step {self.good_step} in float32.")
             self.problem.use(self.problem.exact)
+            exact = str(self.problem.exact)[6:]
+            self.run.say(f"The loss {what} by step {step}: going on from step {self.good_step} in {exact}.")
         return self.go_back()
+
+    def is_sound(self, step):
+        """Whether all losses since the last look are finite."""
+        return bool(torch.isfinite(self.problem.records[0, self.checked : step]).all())
 
     def go_back(self):
         """Restore the last good state and return its step. The noise that follows is new."""
         self.problem.restore(self.good)
         self.checked, self.doubtful = self.good_step, False
+        self.run.kept = {step: image for step, image in self.run.kept.items() if step <= self.good_step}
         return self.good_step
 
 
 class _Watcher:
     """Calls `watch` at most twice a second and for at most `WATCH_SHARE` of the time."""
 
-    def __init__(self, watch, begun):
-        self.watch, self.begun, self.shown = watch, begun, begun
+    def __init__(self, watch, begun, presses):
+        self.watch, self.begun, self.shown, self.presses = watch, begun, begun, presses
         self.spent = 0.0
 
     def is_due(self):
@@ -379,8 +401,17 @@ class _Watcher:
         return now - self.shown > 0.5 and self.spent < WATCH_SHARE * (now - self.begun)
 
     def show(self, run):
+        if self.watch is None:
+            return
         before = time.perf_counter()
-        self.watch(run)
+        try:
+            self.watch(run)
+        except KeyboardInterrupt:
+            self.presses.append(signal.SIGINT)
+        except Exception as error:
+            # A picture that cannot be drawn is no reason to lose the run.
+            self.watch = None
+            run.say(f"The watch failed and was dropped: {error!r}")
         now = time.perf_counter()
         # The first call sets things up: to count it would silence the watch for long.
         self.spent += 0 if self.shown == self.begun else now - before
@@ -405,12 +436,22 @@ def _stop_button():
     try:
         yield presses
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
+
+
+@functools.cache
+def _side_stream(device):
+    """One for all fits: PyTorch keeps the memory that it may use again by stream."""
+    return torch.cuda.Stream(device)
 
 
 def _own_stream(device):
     """On CUDA a stream that is not the default one: a graph cannot be captured there."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    stream = _side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
 
 
 def _check(network, z, target, operator, reference, keep, start, steps, precision, device):
@@ -436,7 +477,10 @@ def _check(network, z, target, operator, reference, keep, start, steps, precisio
     else:
         if not callable(operator):
             raise TypeError(f"operator: got {type(operator).__name__}; wants a function of a tensor (1, C, H, W)")
-        made, maker = tuple(operator(torch.zeros(1, *shape)).shape[1:]), "the operator makes of the network's output"
+        small = operator(torch.zeros(1, *shape))
+        if not isinstance(small, torch.Tensor):
+            raise TypeError(f"operator: got one that returns {type(small).__name__}; wants one that returns a tensor")
+        made, maker = tuple(small.shape[1:]), "the operator makes of the network's output"
     if tuple(target.shape) != made:
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {made}, what {maker}")
     if reference is not None:
@@ -484,7 +528,8 @@ def fit(
     Parameters
     ----------
     network : SkipNetwork
-        The generator f_θ; it is trained in place.
+        The generator f_θ; it is trained in place, and is left on the CPU in
+        float32.
     z : Tensor, (input_channels, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (C, h, w)
@@ -507,7 +552,8 @@ def fit(
     seed : int
         Of the noise n.
     start : Fit, optional
-        A run to go on with: its weights, moments and noise are taken up.
+        A run to go on with: its weights and moments are taken up, and its noise
+        where it ran on the same kind of device.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
         of the time, and once at the end. It may raise KeyboardInterrupt to stop
@@ -537,7 +583,14 @@ def fit(
     check_integer("steps", steps, 1)
     check_number("learning_rate", learning_rate, above=0)
     check_number("input_noise", input_noise, least=0)
-    keep = set(keep)
+    try:
+        keep = set(keep)
+    except TypeError:
+        raise TypeError(f"keep: got {keep!r}; wants some steps, for example (0, {steps})") from None
+    if watch is not None and not callable(watch):
+        raise TypeError(f"watch: got {watch!r}; wants a function of the run")
+    if start is not None and not (isinstance(start, Fit) and start.state):
+        raise TypeError(f"start: got {type(start).__name__}; wants a finished or interrupted Fit")
     device = choose_device(device)
     precision = choose_precision(precision, device)
     generator = seeded(seed, device)
@@ -545,15 +598,19 @@ def fit(
 
     try:
         with _stop_button() as presses, _own_stream(device):
-            problem = _Problem(
-                network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
-            )
-            return _optimize(problem, target, reference, steps, keep, start, watch, presses)
-    except torch.OutOfMemoryError:
+            try:
+                problem = _Problem(
+                    network, z, target, operator, reference, learning_rate, input_noise, device, precision, generator
+                )
+                return _optimize(problem, target, reference, int(steps), keep, start, watch, presses)
+            finally:
+                network.zero_grad()
+                network.to("cpu", torch.float32)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         # Its traceback holds what was allocated; it is gone when this block is left.
         problem = None
-    finally:
-        network.to("cpu", torch.float32)
     free_memory(device)
     raise too_large(network, *z.shape[1:], precision, device, memory_free(device), "ran out of memory")
 
@@ -567,7 +624,7 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
         run.kept, run.remarks, run.planned = dict(start.kept), list(start.remarks), step + steps
         problem.resume(start.state)
     problem.make_room(run.planned + 1)
-    guard, watcher = _Guard(problem, run, step), _Watcher(watch, begun)
+    guard, watcher = _Guard(problem, run, step), _Watcher(watch, begun, presses)
     try:
         while step < run.planned and not presses and not run.diverged:
             problem.advance(run)
@@ -577,27 +634,33 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
             if watcher.is_due():
                 problem.report(run, step - 1)
                 run.seconds = earlier + time.perf_counter() - begun
-                watcher.show(run)
+                # Otherwise the guard mends it at its next look.
+                if np.isfinite(run.loss[-1]):
+                    watcher.show(run)
             step = guard.check(step)
     except KeyboardInterrupt:
-        # Raised inside a step, by `watch` or `operator`; a second press of ■ means it.
+        # Raised inside a step, by `operator`; a second press of ■ means it.
         if presses:
             raise
         presses.append(signal.SIGINT)
         step = guard.go_back()
+    if not guard.is_sound(step):
+        step = guard.go_back()
     run.state = problem.saved_state(step)
+    # The graph holds the memory of a whole step.
+    problem.graph = None
+    problem.optimizer.zero_grad()
     with torch.no_grad():
         problem.forward()
     problem.report(run, step)
     if step in keep:
         run.kept[step] = run.output
-    run.running, run.interrupted = False, bool(presses)
+    run.running, run.interrupted = False, bool(presses) and step < run.planned
     run.seconds = earlier + time.perf_counter() - begun
     run.precision = str(problem.precision)[6:]
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
-    if watch is not None:
-        watch(run)
+    watcher.show(run)
     return run
 
 

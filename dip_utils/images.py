@@ -74,7 +74,8 @@ def sample(name):
 def load_image(path, *, longest=None, multiple=32):
     """Read an image file and say in one line what was done to it.
 
-    Greyscale files give one channel, all others three. Transparency is laid
+    Greyscale files without transparency give one channel, all others three.
+    Transparency is laid
     over white, EXIF rotation is applied, of an animation the first frame is
     taken.
 
@@ -120,7 +121,7 @@ def load_image(path, *, longest=None, multiple=32):
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"path: got {str(path)!r}, which is too large to open safely: {error}") from error
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"path: got {str(path)!r}, which is damaged or truncated: {error}") from error
+        raise ValueError(f"path: got {str(path)!r}, which cannot be read, it may be truncated: {error}") from error
     image = torch.from_numpy(np.atleast_3d(pixels)).movedim(2, 0).contiguous()
     height, width = (side // multiple * multiple for side in image.shape[-2:])
     if height == 0 or width == 0:
@@ -150,7 +151,7 @@ def _decode(file, longest):
     picture = ImageOps.exif_transpose(file)
     if file.getexif().get(0x0112, 1) != 1:
         done.append("turned as its EXIF says")
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and not picture.mode.startswith("I"):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = picture.convert("RGB")
@@ -166,17 +167,17 @@ def _decode(file, longest):
     elif picture.mode not in ("L", "RGB"):
         done.append(f"converted from {picture.mode} to RGB")
         picture = picture.convert("RGB")
+    pixels = np.asarray(picture, dtype=np.float32) / white
+    if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+        raise OSError(f"it has values outside of 0 to {white}")
     if longest and max(picture.size) > longest:
         before = picture.size
         scale = longest / max(before)
         picture = picture.resize([max(1, round(side * scale)) for side in before], Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture, dtype=np.float32) / white
         done.append(f"shrunk from {before[1]} × {before[0]} to {picture.size[1]} × {picture.size[0]}")
-    pixels = np.asarray(picture, dtype=np.float32) / white
-    if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-        if not longest or pixels.min() < -0.5 or pixels.max() > 1.5:
-            raise OSError(f"values outside of 0 to {white}")
-        pixels = pixels.clip(0, 1)
-    return pixels, done
+    # Shrinking a picture of floats may overshoot at its edges.
+    return (pixels.clip(0, 1) if longest else pixels), done
 
 
 def crop(image, height, width, *, top=None, left=None):
@@ -202,6 +203,9 @@ def crop(image, height, width, *, top=None, left=None):
     check_image("image", image, bounded=False)
     check_integer("height", height, 1)
     check_integer("width", width, 1)
+    for name, corner in (("top", top), ("left", left)):
+        if corner is not None:
+            check_integer(name, corner, 0)
     top = (image.shape[1] - height) // 2 if top is None else top
     left = (image.shape[2] - width) // 2 if left is None else left
     if top < 0 or left < 0 or top + height > image.shape[1] or left + width > image.shape[2]:
@@ -244,4 +248,6 @@ def save_image(image, path):
         If `image` is not an image, or Pillow does not know the ending.
     """
     check_image("image", image)
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .png, .jpg or the like")
     Image.fromarray(to_uint8(image)).save(path)

@@ -4,6 +4,7 @@ Nothing depends on them. In the saved notebook the picture of their first state
 stands in their place. Core widgets of ipywidgets 7.7 and above.
 """
 
+import html
 import tempfile
 import threading
 from pathlib import Path
@@ -47,7 +48,7 @@ def explore(function, **controls):
             picture.value = png(draw_images(images()))
             message.value = ""
         except (TypeError, ValueError) as error:
-            message.value = f"<b>{error}</b>"
+            message.value = f"<b>{html.escape(str(error))}</b>"
 
     for name, control in controls.items():
         control.description = control.description or name
@@ -76,6 +77,7 @@ class OwnImagePanel:
     def __init__(self, try_it, image, *, steps):
         check_image("image", image)
         self.try_it, self.image, self.run, self.thread = try_it, image, None, None
+        self.named = True
         self.stopping = threading.Event()
         wide = {"description_width": "initial"}
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="upload")
@@ -106,13 +108,15 @@ class OwnImagePanel:
         self.picture.value = png(figure)
         show_panel(self.box, figure, "<panel: your own image>", "First state of a panel that needs a kernel")
 
-    def _choose(self, _):
-        """Load what was uploaded or named."""
+    def _choose(self, change):
+        """Load what was uploaded or named last."""
+        if change["owner"] is not self.longest:
+            self.named = change["owner"] is self.path
         uploads = self.upload.value
         # A dict by file name before ipywidgets 8, a tuple since.
         uploads = [{"name": k} | v for k, v in uploads.items()] if isinstance(uploads, dict) else list(uploads)
         try:
-            if self.path.value:
+            if self.named and self.path.value:
                 self.image = load_image(self.path.value, longest=self.longest.value)
             elif uploads:
                 with tempfile.TemporaryDirectory() as folder:
@@ -122,32 +126,35 @@ class OwnImagePanel:
             else:
                 return
         except (OSError, ValueError) as error:
-            self.message.value = f"<b>{error}</b>"
+            self.message.value = f"<b>{html.escape(str(error))}</b>"
             return
         self.message.value = f"{self.image.shape[1]} × {self.image.shape[2]} pixels"
         self.picture.value = png(draw_images({"your image": self.image}))
 
     def _start(self, _):
         """Fit in a thread of its own, so that the stop button is heard."""
+        if self.thread is not None and self.thread.is_alive():
+            return
         self.stopping.clear()
         self.start.disabled, self.stop.disabled, self.save.disabled = True, False, True
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
 
     def _watch(self, run):
-        self.run = run
-        self.picture.value = png(draw_images({"what the fit sees": run.target, "average of the outputs": run.average}))
-        quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
-        self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
         if self.stopping.is_set() and run.running:
             raise KeyboardInterrupt
+        pictures = {"what the fit sees": run.target, "average of the outputs": run.average}
+        # Few pixels: `fit` calls as often as the drawing is cheap, and the stop button is heard here.
+        self.picture.value = png(draw_images(pictures, dpi=72))
+        quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
+        self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
 
     def _fit(self):
         try:
             self.run = self.try_it(self.image, self.steps.value, self._watch)
             self.save.disabled = False
-        except (TypeError, ValueError, MemoryError) as error:
-            self.message.value = f"<b>{error}</b>"
+        except Exception as error:
+            self.message.value = f"<b>{html.escape(str(error))}</b>"
         finally:
             self.start.disabled, self.stop.disabled = False, True
 

@@ -74,6 +74,8 @@ class LivePlot:
                 f'<img width="{width}" alt="{self.text[1:-1]}" src="data:image/png;base64,{data["image/png"]}">'
             )
             data = data | {"text/html": page}
+        if self.handle is None:
+            return  # In a plain script nothing can be updated.
         self.handle.update(data, raw=True, metadata=metadata if run.running else self.drawn[1])
 
     def _draw(self, name, run):
@@ -127,7 +129,9 @@ def _row(frames):
 
 SCRIPT = """
 setTimeout(() => {
-  const root = document.getElementById("ID"), rows = [...root.querySelector(".steps").children];
+  const root = [...document.querySelectorAll("#ID")].find(element => !element.dataset.ready);
+  root.dataset.ready = 1;
+  const rows = [...root.querySelector(".steps").children];
   const steps = STEPS, bar = document.createElement("div");
   bar.style.cssText = "display:flex;gap:8px;align-items:center;font:13px sans-serif;margin:4px 0";
   bar.innerHTML = '<button type="button" aria-label="Play or pause">▶</button>' +
@@ -178,6 +182,8 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
         raise ValueError(f"runs: got {len(runs)}; wants one to four")
     if beside not in ("target", "reference"):
         raise ValueError(f"beside: got {beside!r}; wants 'target' or 'reference'")
+    if any(getattr(run, beside) is None for run in runs.values()):
+        raise ValueError("beside: got 'reference'; wants runs that were fitted with one, or 'target'")
     steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
     if not steps:
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
@@ -204,7 +210,7 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
         )
         if len(fixed) + len(moving) < LARGEST_SLIDER:
             break
-    identity = "dip-browse-" + hashlib.sha256(moving.encode()).hexdigest()[:12]
+    identity = "dip-browse-" + hashlib.sha256((fixed + moving).encode()).hexdigest()[:12]
     script = SCRIPT.replace("ID", identity).replace("STEPS", str(steps)).replace("\n", " ")
     page = (
         f'<div id="{identity}" role="group" aria-label="Kept images, step by step">'

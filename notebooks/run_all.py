@@ -116,6 +116,8 @@ def main():
         for path in sorted(HERE.glob("*.ipynb"))
         if not arguments.names or any(n in path.name for n in arguments.names)
     ]
+    if not paths:
+        parser.error(f"names: got {' '.join(arguments.names)}; wants parts of the names of the notebooks")
     written, failed = [], []
     for number, path in enumerate(paths, 1):
         begun = time.monotonic()

@@ -121,8 +121,14 @@ def test_sixty_and_forty_steps_are_a_hundred_to_the_bit(z, photograph):
     assert sorted(rest.kept) == [0, 60, 80, 100]
 
 
+def test_run_goes_on_in_double_precision(z, photograph):
+    whole = fit(z, photograph, 20, precision="float64")
+    rest = fit(z, photograph, 10, precision="float64", start=fit(z, photograph, 10, precision="float64"))
+    assert np.allclose(rest.loss, whole.loss, rtol=1e-4)
+
+
 def test_run_survives_its_file(z, photograph, tmp_path):
-    run = fit(z, photograph, reference=photograph, keep=(0, 12))
+    run = fit(z, photograph, np.int64(12), reference=photograph, keep=(0, 12))
     run.save(tmp_path / "run.npz")
     loaded = dip.load_fit(tmp_path / "run.npz")
     assert (loaded.loss == run.loss).all() and (loaded.psnr == run.psnr).all()
@@ -193,6 +199,36 @@ def test_second_press_raises_as_usual(z, photograph):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_watch_may_ask_to_stop_and_no_step_is_lost(z, photograph):
+    def ask(run):
+        if run.running:
+            raise KeyboardInterrupt
+
+    run = fit(z, photograph, 100_000, watch=ask)
+    assert run.interrupted and 0 < run.steps < 100_000
+    assert (fit(z, photograph, 3, start=run).loss == fit(z, photograph, run.steps + 3).loss).all()
+
+
+def test_failing_watch_is_dropped_and_the_run_goes_on(z, photograph, capsys):
+    def fail(run):
+        raise OSError("no picture today")
+
+    run = fit(z, photograph, 20, watch=fail)
+    assert run.steps == 20 and run.remarks == ["The watch failed and was dropped: OSError('no picture today')"]
+    assert run.remarks[0] in capsys.readouterr().out
+
+
+def test_stop_before_the_guard_has_seen_a_nan(z, photograph):
+    def spoil(x):
+        os.kill(os.getpid(), signal.SIGINT)
+        return x * float("nan")
+
+    run = fit(z, photograph, 100, operator=Broken([40], spoil), keep=range(101))
+    assert run.interrupted and run.steps == 25 and np.isfinite(run.loss).all() and torch.isfinite(run.output).all()
+    assert all(torch.isfinite(tensor).all() for name, tensor in run.state.items() if name != "generator")
+    assert sorted(run.kept) == list(range(26))
+
+
 def test_interrupt_inside_a_step_goes_back_to_a_whole_one(z, photograph):
     class Interrupting(nn.Module):
         calls = 0
@@ -203,8 +239,9 @@ def test_interrupt_inside_a_step_goes_back_to_a_whole_one(z, photograph):
                 raise KeyboardInterrupt
             return x
 
-    run = fit(z, photograph, 100, operator=Interrupting())
+    run = fit(z, photograph, 100, operator=Interrupting(), keep=(0, 25, 30))
     assert run.interrupted and run.steps == 25 and len(run.loss) == 26 and np.isfinite(run.loss).all()
+    assert sorted(run.kept) == [0, 25]
 
 
 def test_fit_runs_outside_of_the_main_thread(z, photograph):

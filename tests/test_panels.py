@@ -150,7 +150,7 @@ def test_own_image_panel_takes_uploads_of_both_ipywidgets(shown, photograph, tmp
 
     for value in ({"mine.png": {"content": content}}, ({"name": "mine.png", "content": memoryview(content)},)):
         panel.image, panel.upload = photograph, SimpleNamespace(value=value)
-        panel._choose(None)
+        panel._choose({"owner": panel.upload})
         assert panel.image.shape == (3, 64, 96)
 
 
