@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
@@ -76,12 +77,23 @@ def execute(path):
     return notebook, error
 
 
+def describe_pictures(page, notebook):
+    """Put our alternative texts into the page: nbconvert's template leaves them out."""
+    soup = BeautifulSoup(page, "html.parser")
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    described = [output for output in outputs if "image/png" in output.get("data", {})]
+    pictures = soup.select("img[src^='data:image/png']")
+    for picture, output in zip(pictures, described, strict=True):
+        picture["alt"] = output.metadata["image/png"]["alt"]
+    return str(soup)
+
+
 def write(notebook, path):
     """Write the notebook, and an HTML page beside it, and return their paths."""
     nbformat.write(notebook, path)
     page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     html = RESULTS / f"{path.stem}.html"
-    html.write_text(page, encoding="utf-8")
+    html.write_text(describe_pictures(page, notebook), encoding="utf-8")
     return [path, html]
 
 
