@@ -33,7 +33,11 @@ def style(name, position=0):
 
 
 def new_figure(height, dpi=150):
-    """A figure of the width of all our figures, outside of pyplot's global state."""
+    """A figure of the width of all our figures, outside of pyplot's global state.
+
+    Curves are small at any number of pixels; figures of noise are not, and take
+    about as many as they are wide on the page.
+    """
     return Figure(figsize=(WIDTH, height), dpi=dpi, layout="constrained")
 
 
@@ -90,7 +94,7 @@ def style_axes(axes, xlabel, ylabel):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_images(images, columns=None, dpi=120):
+def draw_images(images, columns=None, dpi=96):
     """A figure of images side by side, each under its name."""
     for name, image in images.items():
         check_image(name, image, bounded=False)
@@ -135,7 +139,7 @@ def film_strip(runs, steps, *, last="target"):
     columns = len(steps) + 1
     shape = next(iter(runs.values())).output.shape
     cell = WIDTH / columns
-    figure = new_figure(round(len(runs) * (cell * shape[1] / shape[2]) + 0.3, 1), dpi=100)
+    figure = new_figure(round(len(runs) * (cell * shape[1] / shape[2]) + 0.3, 1), dpi=96)
     grid = figure.subplots(len(runs), columns, squeeze=False)
     for number, (row, (name, run)) in enumerate(zip(grid, runs.items(), strict=True)):
         pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]
@@ -225,7 +229,7 @@ def compare(images, zoom, *, columns=None):
     top, left, height, width = (round(part * side) for part, side in zip(zoom, shape[1:] * 2, strict=True))
     cell = WIDTH / columns
     ratios = (shape[1] / shape[2], height / width)
-    figure = new_figure(round(rows * (cell * sum(ratios) + 0.4), 1))
+    figure = new_figure(round(rows * (cell * sum(ratios) + 0.4), 1), dpi=110)
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=ratios * rows)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -16,7 +16,7 @@ from .metrics import psnr as measure_psnr
 
 #: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
 QUALITIES = (90, 80, 65, 50, 35)
-LARGEST_SLIDER = 1_300_000
+LARGEST_SLIDER = 1_000_000
 #: The largest share of the time that redrawing may take; the text under it changes more often.
 DRAWING_SHARE = 0.015
 

@@ -1,6 +1,8 @@
 """Execute the notebooks top to bottom, with progress; what `make run` calls."""
 
 import argparse
+import base64
+import io
 import os
 import sys
 import time
@@ -11,6 +13,7 @@ from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
+from PIL import Image
 
 from dip_utils import choose_budget
 
@@ -73,8 +76,18 @@ def execute(path):
     for cell in notebook.cells:
         # A stored widget without its kernel shows as an error; its picture stays.
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(WIDGET, None)
+            data = output.get("data", {})
+            data.pop(WIDGET, None)
+            if "image/png" in data:
+                data["image/png"] = packed(data["image/png"])
     return notebook, error
+
+
+def packed(picture):
+    """The same pixels in fewer bytes."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def describe_pictures(page, notebook):
