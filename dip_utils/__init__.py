@@ -11,7 +11,8 @@ from .corruption import (
 )
 from .resampling import LanczosDownsampler, lanczos, resize
 from .network import SkipNetwork, random_input
-from .fitting import Fit, fit, load_fit, verdict
+from .runs import Fit, load_fit, verdict
+from .fitting import fit
 from .widgets import LivePlot, browse
 from .panels import OwnImagePanel, explore
 from .figures import compare, film_strip, plot_curves, plot_kernel, show_images, show_table
