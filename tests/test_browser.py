@@ -56,6 +56,21 @@ network = dip.SkipNetwork(2, (4, 6), (2, 0), 3, seed=0)""",
     "print('the last cell')",
 ]
 
+PANELS = [
+    """\
+import dip_utils as dip, ipywidgets
+image = dip.resize(dip.sample("chelsea"), 64, 96)
+def noisy(sigma, name):
+    return {"clean": image, name: dip.add_gaussian_noise(image, sigma, seed=0)}
+sigma = ipywidgets.FloatSlider(0.1, min=0, max=1)
+dip.explore(noisy, sigma=sigma, name=ipywidgets.ToggleButtons(options=["first", "second"]))""",
+    """\
+def try_it(image, steps, watch):
+    network = dip.SkipNetwork(2, (4, 6), (2, 0), len(image), seed=0)
+    return dip.fit(network, dip.random_input(2, *image.shape[1:], seed=0), image, steps=1_000_000, watch=watch)
+panel = dip.OwnImagePanel(try_it, image, steps=400)""",
+]
+
 # What the tests ask the page. Pictures scrolled out of sight count as visible.
 VISIBLE = "root => [...root.querySelectorAll('img')].filter(i => i.checkVisibility()).map(i => i.src)"
 BROKEN = "() => [...document.images].filter(i => i.src.startsWith('data:') && !(i.complete && i.naturalWidth)).length"
@@ -416,6 +431,35 @@ def test_stop_button(lab):
     said = "".join(output.get("text", "") for output in outputs(saved))
     assert re.search(r"^Stopped by hand at step \d+ of 1000000; ", said, re.MULTILINE)
     assert said.endswith("the next cell: True\nthe last cell\n")
+    page.close()
+    lab.shut_kernels_down()
+
+
+def test_panels(lab):
+    """A knob redraws; a fit is started, stopped and saved, while the kernel stays idle."""
+    notebook = new_notebook(cells=[new_code_cell(source) for source in PANELS])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    lab.write("panels", notebook)
+    page = lab.open("panels")
+    run_all_cells(page)
+    wait_until_finished(page, 60)
+    picture = page.locator("img.widget-image").first
+    before = picture.get_attribute("src")
+    page.get_by_role("button", name="second", exact=True).click()
+    page.wait_for_function("([img, before]) => img.src != before", arg=[picture.element_handle(), before])
+
+    def button(title):
+        return page.locator(f"button.jupyter-button[title='{title}']")
+
+    button("start").click()
+    message = page.locator(".widget-html", has_text="step").last
+    expect(message).to_contain_text("of 1000000", timeout=30_000)
+    screenshot(page, "panels", button("stop"))
+    button("stop").click()
+    expect(button("start")).to_be_enabled(timeout=30_000)
+    button("save as PNG").click()
+    expect(page.locator(".widget-html").last).to_contain_text("saved as", timeout=10_000)
+    assert (lab.root / "deep_image_prior.png").stat().st_size > 0
     page.close()
     lab.shut_kernels_down()
 
