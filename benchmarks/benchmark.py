@@ -168,7 +168,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.fit:
         return fit_case(json.loads(arguments.fit))
-    settings = [("cpu", "auto")]
+    settings = [("cpu", arguments.precision)]
     if torch.cuda.is_available():
         settings.append(("cuda", "auto"))
     cpu = f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities()['cpu_name']}"
