@@ -163,6 +163,7 @@ def main():
     parser.add_argument(
         "--quality", type=int, metavar="STEPS", help="add the time to quality after so many steps (1800)"
     )
+    parser.add_argument("--precision", default="auto", help="of fit's activations on the CPU, for example float32")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
     parser.add_argument("--fit", metavar="CASE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
