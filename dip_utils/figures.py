@@ -165,7 +165,7 @@ def draw_curves(axes, curves, *, log=False, minimum=None):
     axes.margins(x=0.01)
 
 
-def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=None, minimum=None):
+def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     """One panel of curves beside the other, on a common vertical scale.
 
     Parameters
@@ -177,8 +177,6 @@ def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=
         Logarithmic vertical axis.
     levels : dict of str to dict of str to float, optional
         For a panel, horizontal lines: their names and heights.
-    marks : dict of str to int, optional
-        Steps to mark with a vertical line, by their name.
     minimum : float, optional
         Where the vertical axis begins.
     """
@@ -186,16 +184,12 @@ def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, log=log, minimum=minimum)
-        style_axes(axes, xlabel, ylabel if axes is grid[0] else "")
+        style_axes(axes, "step", ylabel if axes is grid[0] else "")
         axes.set_title(title, fontsize=10)
         for name, level in (levels or {}).get(title, {}).items():
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
             axes.annotate(name, (1, level), (-2, 3), ha="right", fontsize=8, color=GREY,
                           xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
-        for name, step in (marks or {}).items():
-            axes.axvline(step, color=GREY, linewidth=0.9)
-            axes.annotate(name, (step, 0), (3, 4), fontsize=8, color=GREY,
-                          xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
     handles, labels = [], []
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -203,7 +197,7 @@ def plot_curves(panels, *, xlabel="step", ylabel, log=False, levels=None, marks=
                 handles.append(handle)
                 labels.append(label)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
-    show(figure, f"{ylabel} over {xlabel}: " + "; ".join(f"{title}: {', '.join(c)}" for title, c in panels.items()))
+    show(figure, f"{ylabel} over step: " + "; ".join(f"{title}: {', '.join(c)}" for title, c in panels.items()))
 
 
 def compare(images, zoom, *, columns=None):
