@@ -4,6 +4,7 @@ from .runtime import choose_budget, choose_device, choose_precision, describe_ma
 from .images import crop, load_image, sample, save_image
 from .corruption import (
     add_gaussian_noise,
+    compress_jpeg,
     permute_channels,
     shuffle_elements,
     shuffle_rows_and_columns,
@@ -12,6 +13,8 @@ from .corruption import (
 from .resampling import LanczosDownsampler, lanczos, resize
 from .network import SkipNetwork, random_input
 from .runs import Fit, load_fit, verdict
+from .stopping import ExponentialVariance, HoldOut, WindowedVariance
+from .baselines import Pixels, denoise, total_variation, tune_denoiser
 from .fitting import fit
 from .widgets import LivePlot, browse
 from .panels import OwnImagePanel, explore

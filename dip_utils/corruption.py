@@ -1,12 +1,16 @@
-"""What the lab does to a good image: noise and shuffles.
+"""What the lab does to a good image: noise, shuffles, compression.
 
 The four targets of the report's requirement 1 and the noise of requirement 2.
-Each function takes a seed and leaves the global random state alone.
+What is random takes a seed and leaves the global random state alone.
 """
 
-import torch
+import io
 
-from .images import check_image
+import numpy as np
+import torch
+from PIL import Image
+
+from .images import check_image, to_uint8
 from .runtime import check_integer, check_number, seeded
 
 
@@ -105,3 +109,31 @@ def permute_channels(image, order=(1, 2, 0)):
     if sorted(order) != list(range(len(image))):
         raise ValueError(f"order: got {tuple(order)}; wants a permutation of the {len(image)} channels")
     return image[list(order)]
+
+
+def compress_jpeg(image, quality):
+    """Compress and decompress: 8 × 8 blocks, ringing at edges, lost colour.
+
+    Parameters
+    ----------
+    image : Tensor, (C, H, W)
+        Values in [0, 1].
+    quality : int
+        From 1 to 95, as Pillow takes it.
+
+    Returns
+    -------
+    Tensor, (C, H, W)
+
+    References
+    ----------
+    Deep Image Prior, section 3.1, blind restoration of a compressed image.
+    """
+    check_image("image", image)
+    check_integer("quality", quality, 1)
+    if quality > 95:
+        raise ValueError(f"quality: got {quality}; wants at most 95")
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(file, "JPEG", quality=int(quality))
+    pixels = np.atleast_3d(np.asarray(Image.open(file), dtype=np.float32) / 255)
+    return torch.from_numpy(pixels).movedim(2, 0).contiguous()

@@ -97,7 +97,32 @@ class Scale(nn.Module):
         return y
 
 
-class SkipNetwork(nn.Module):
+class Generator(nn.Module):
+    """What `fit` can train: it maps z to an image of the same height and width.
+
+    Attributes
+    ----------
+    input_channels, output_channels : int
+        Of z and of the image.
+    channels : tuple of int
+        Of each scale, from the largest image to the smallest.
+    smallest_side : int
+        Of z, in pixels.
+    """
+
+    def __init__(self, input_channels, channels, output_channels):
+        super().__init__()
+        self.input_channels, self.output_channels = input_channels, output_channels
+        self.channels = channels
+        self.smallest_side = 2 ** len(channels) + 1 if channels else 1
+
+    @property
+    def parameter_count(self):
+        """Number of trainable numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class SkipNetwork(Generator):
     """The generator f_θ: an encoder-decoder with skip connections.
 
     Each scale is a 3×3 convolution with stride 2 and a 3×3 convolution; then,
@@ -151,19 +176,11 @@ class SkipNetwork(nn.Module):
         for width in skip_channels:
             check_integer("skip_channels", width, 0)
         seed = seeded(seed).initial_seed()
-        super().__init__()
-        self.input_channels, self.output_channels = input_channels, output_channels
-        self.channels = channels
-        self.smallest_side = 2 ** len(channels) + 1
+        super().__init__(input_channels, channels, output_channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.scales = Scale(input_channels, channels, skip_channels)
             self.head = Convolution(channels[0], output_channels, 1)
-
-    @property
-    def parameter_count(self):
-        """Number of trainable numbers."""
-        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, z):
         """Map z to an image.

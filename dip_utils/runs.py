@@ -25,11 +25,18 @@ class Fit:
         Mean squared error of d(output) against the target.
     psnr, average_psnr : ndarray, (steps + 1,), or None
         PSNR in dB of the output and of the average; None without a reference.
+    criterion : ndarray, (steps + 1,), or None
+        The criterion of `stop`, where one was given.
+    trace : Tensor, (steps + 1, values), or None
+        Some values of each output, where `trace` was given.
     kept : dict of int to Tensor (C, H, W)
         The outputs at the steps that were asked for.
     output, average : Tensor, (C, H, W)
         The last output, and the exponential average of all outputs with weight
         0.01 for the newest; over the first 100 it is their plain mean.
+    chosen : Tensor, (C, H, W), or None
+        The average at the step that the criterion chose.
+    chosen_step : int or None
     target, reference : Tensor or None
         As given to `fit`.
     steps, planned : int
@@ -40,6 +47,8 @@ class Fit:
         Where it ran, and the dtype of the activations at the end.
     running, interrupted : bool
         Whether it is still under way; whether it was stopped by hand.
+    stopped : bool
+        Whether the criterion ended it before the planned steps.
     diverged : bool
         Whether it gave up after a divergence.
     remarks : list of str
@@ -56,12 +65,17 @@ class Fit:
     loss: np.ndarray = None
     psnr: np.ndarray = None
     average_psnr: np.ndarray = None
+    criterion: np.ndarray = None
+    trace: torch.Tensor = None
     kept: dict = field(default_factory=dict)
     output: torch.Tensor = None
     average: torch.Tensor = None
+    chosen: torch.Tensor = None
+    chosen_step: int | None = None
     seconds: float = 0.0
     running: bool = True
     interrupted: bool = False
+    stopped: bool = False
     diverged: bool = False
     remarks: list = field(default_factory=list)
     state: dict = field(default_factory=dict)
@@ -98,12 +112,13 @@ class Fit:
         if path.suffix != ".npz":
             raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .npz")
         arrays = {"loss": self.loss, "output": self.output, "average": self.average, "target": self.target}
-        for name in ("psnr", "average_psnr", "reference"):
+        for name in ("psnr", "average_psnr", "criterion", "trace", "chosen", "reference"):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
         arrays |= {f"kept/{step}": image for step, image in self.kept.items()}
         arrays |= {f"state/{name}": tensor for name, tensor in self.state.items()}
-        names = ("planned", "seconds", "device", "precision", "running", "interrupted", "diverged", "remarks")
+        names = ("planned", "chosen_step", "seconds", "device", "precision")
+        names += ("running", "interrupted", "stopped", "diverged", "remarks")
         facts = {"format": FILE_FORMAT} | {name: getattr(self, name) for name in names}
         arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -144,13 +159,14 @@ def load_fit(path):
         facts = json.loads(arrays.pop("facts").tobytes())
         if facts.pop("format") != FILE_FORMAT:
             raise KeyError("format")
-        curves = {name: arrays.pop(name, None) for name in ("loss", "psnr", "average_psnr")}
+        curves = {name: arrays.pop(name, None) for name in ("loss", "psnr", "average_psnr", "criterion")}
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         part = {"kept": {}, "state": {}}
         for name in [name for name in tensors if "/" in name]:
             kind, key = name.split("/", 1)
             part[kind][int(key) if kind == "kept" else key] = tensors.pop(name)
-        return Fit(**curves, **part, reference=tensors.pop("reference", None), **tensors, **facts)
+        optional = {name: tensors.pop(name, None) for name in ("trace", "chosen", "reference")}
+        return Fit(**curves, **part, **optional, **tensors, **facts)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"path: got {str(path)!r}, truncated or not a run that Fit.save wrote") from error
 

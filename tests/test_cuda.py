@@ -20,7 +20,7 @@ def fit(z, target, steps=60, **options):
 
 def test_graph_is_captured_and_changes_nothing(z, photograph, monkeypatch):
     graph = fit(z, photograph, precision="float64", reference=photograph)
-    monkeypatch.setattr("dip_utils.fitting.WARM_UP_STEPS", 10**9)
+    monkeypatch.setattr("dip_utils.problem.WARM_UP_STEPS", 10**9)
     eager = fit(z, photograph, precision="float64", reference=photograph)
     assert graph.remarks == eager.remarks == []
     assert np.allclose(graph.loss, eager.loss, rtol=1e-6)

@@ -315,7 +315,7 @@ def test_watch_is_bounded_in_share_of_the_time(z, photograph):
 
 
 def test_watch_sees_the_run_so_far(z, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.fitting.WATCH_SHARE", 1.0)
+    monkeypatch.setattr("dip_utils.guarding.WATCH_SHARE", 1.0)
     seen = []
     watch = lambda run: seen.append((run.steps, run.running, len(run.psnr), tuple(run.output.shape)))  # noqa: E731
     fit(z, photograph, 600, watch=watch, reference=photograph)

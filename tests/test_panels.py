@@ -49,7 +49,7 @@ def test_every_figure_is_a_picture_with_a_description(shown, photograph):
 
 
 def test_live_plot_ends_as_a_static_picture_under_one_phrase(shown, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.fitting.WATCH_SHARE", 1.0)
+    monkeypatch.setattr("dip_utils.guarding.WATCH_SHARE", 1.0)
     live = dip.LivePlot("first", "second")
     for name in ("first", "second"):
         fit(photograph, 500, live.track(name))
@@ -155,7 +155,7 @@ def test_own_image_panel_takes_uploads_of_both_ipywidgets(shown, photograph, tmp
 
 
 def test_own_image_panel_stops(shown, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.fitting.WATCH_SHARE", 1.0)
+    monkeypatch.setattr("dip_utils.guarding.WATCH_SHARE", 1.0)
     panel = dip.OwnImagePanel(lambda image, steps, watch: fit(image, 100_000, watch), photograph, steps=10)
     panel._start(None)
     panel.stopping.set()

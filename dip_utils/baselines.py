@@ -1,0 +1,129 @@
+"""What one would use instead: classical denoisers, and pixels without a network."""
+
+import numpy as np
+import torch
+from skimage.filters import gaussian
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
+from torch import nn
+
+from .corruption import add_gaussian_noise
+from .images import check_image
+from .metrics import psnr
+from .network import Generator
+from .runtime import check_integer, check_number
+
+#: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
+STRENGTHS = {
+    "Gaussian blur": (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0),
+    "total variation": (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2),
+    "non-local means": (0.4, 0.6, 0.8, 1.0, 1.2),
+    "wavelet": (0.5, 0.65, 0.8, 1.0, 1.25),
+}
+
+
+def denoise(noisy, method, sigma, strength):
+    """Remove noise with one of scikit-image's denoisers.
+
+    Parameters
+    ----------
+    noisy : Tensor, (C, H, W)
+        Values in [0, 1].
+    method : {"Gaussian blur", "total variation", "non-local means", "wavelet"}
+    sigma : float
+        Standard deviation of the noise, which non-local means and the wavelets
+        are told.
+    strength : float
+        Width of the blur in pixels; weight of the total variation; h / sigma of
+        non-local means; the wavelets' sigma as a multiple of `sigma`.
+
+    Returns
+    -------
+    Tensor, (C, H, W)
+        Clipped to [0, 1].
+    """
+    check_image("noisy", noisy)
+    check_number("sigma", sigma, above=0)
+    check_number("strength", strength, above=0)
+    if method not in STRENGTHS:
+        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
+    image = noisy.numpy()
+    if method == "Gaussian blur":
+        clean = gaussian(image, strength, channel_axis=0)
+    elif method == "total variation":
+        clean = denoise_tv_chambolle(image, weight=strength, channel_axis=0)
+    elif method == "non-local means":
+        clean = denoise_nl_means(
+            image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=0
+        )
+    else:
+        clean = denoise_wavelet(
+            image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=len(noisy) == 3, channel_axis=0
+        )
+    return torch.from_numpy(np.asarray(clean, dtype=np.float32)).clamp(0, 1)
+
+
+def tune_denoiser(photographs, method, sigma):
+    """The strength that is best, in mean PSNR, on photographs whose clean versions are known.
+
+    The fair way to set a baseline's parameter: on other photographs than the one
+    that it is judged on.
+
+    Parameters
+    ----------
+    photographs : sequence of Tensor (C, H, W)
+        Clean ones; noise of `sigma` is added to them.
+    method : str
+        As for `denoise`.
+    sigma : float
+
+    Returns
+    -------
+    float
+    """
+    noisy = [add_gaussian_noise(clean, sigma, seed=seed) for seed, clean in enumerate(photographs)]
+
+    def mean_psnr(strength):
+        pairs = zip(photographs, noisy, strict=True)
+        return np.mean([psnr(clean, denoise(image, method, sigma, strength)) for clean, image in pairs])
+
+    return max(STRENGTHS[method], key=mean_psnr)
+
+
+class Pixels(Generator):
+    """An image without a network: f_θ(z) = z + θ, one parameter for each value.
+
+    With `fit` it is gradient descent on the pixels themselves, from the image z.
+
+    Parameters
+    ----------
+    channels, height, width : int
+
+    References
+    ----------
+    Deep Image Prior, section 3.2: super-resolution without a prior.
+    """
+
+    def __init__(self, channels, height, width):
+        for name, value in (("channels", channels), ("height", height), ("width", width)):
+            check_integer(name, value, 1)
+        super().__init__(channels, (), channels)
+        self.change = nn.Parameter(torch.zeros(1, channels, height, width))
+
+    def forward(self, z):
+        """(1, channels, height, width) to the same."""
+        return z.to(self.change.dtype) + self.change
+
+
+def total_variation(image):
+    """The mean absolute difference of neighbouring values, the classical prior for edges.
+
+    Parameters
+    ----------
+    image : Tensor, (..., H, W)
+
+    Returns
+    -------
+    Tensor, ()
+        Anisotropic: the mean over vertical neighbours plus that over horizontal ones.
+    """
+    return image.diff(dim=-2).abs().mean() + image.diff(dim=-1).abs().mean()

@@ -1,0 +1,221 @@
+"""When to stop, without a ground truth.
+
+The PSNR of the output rises, peaks and falls as the network begins to copy the
+noise. A criterion is a number that `fit` computes at every step, on the device,
+from what it has: the output, the average of the outputs and the target, never
+the reference. The step of its least value is the one to choose; `fit` remembers
+the average there, and ends when `patience` steps have brought nothing better.
+"""
+
+import torch
+
+from .runtime import check_integer, check_number, seeded
+
+
+def some_positions(size, number, seed=0):
+    """Positions of some of `size` values, the same ones at every call."""
+    return torch.randperm(size, generator=seeded(seed))[:number]
+
+
+class Criterion:
+    """What the criteria have in common.
+
+    Attributes
+    ----------
+    patience : int or None
+        Steps without a new least value after which `fit` ends; None to watch to
+        the end.
+    first : int
+        The first step that counts, to pass over false minima in the untrained
+        network's outputs.
+    """
+
+    def __init__(self, patience, first):
+        if patience is not None:
+            check_integer("patience", patience, 1)
+        check_integer("first", first, 0)
+        self.patience, self.first = patience, first
+
+    def choose(self, curve):
+        """The step that the criterion takes on a curve of its values.
+
+        Parameters
+        ----------
+        curve : array_like, (steps + 1,)
+            As `Fit.criterion`, or as `curve` returns it.
+
+        Returns
+        -------
+        int or None
+            None where no value counts: the curve ends before `first`.
+        """
+        best, chosen = float("inf"), None
+        for step, value in enumerate(curve):
+            if step >= self.first and value < best:
+                best, chosen = value, step
+            if None not in (chosen, self.patience) and step - chosen >= self.patience:
+                break
+        return chosen
+
+
+class _Variance(Criterion):
+    """A criterion on how much the outputs of neighbouring steps differ."""
+
+    def begin(self, target, output, operator):
+        """Get ready for outputs like this one; return which target values may be fitted: all."""
+        self.positions = some_positions(output.numel(), self.values).to(output.device)
+        self.start_over(output.new_zeros(len(self.positions)), output.device)
+
+    def measure(self, output, average):
+        """The criterion at this step, from the output (1, C, H, W); a tensor without dimensions."""
+        return self.update(output.flatten()[self.positions])
+
+    def curve(self, trace):
+        """The criterion at every step of a finished run.
+
+        Parameters
+        ----------
+        trace : Tensor, (steps + 1, values)
+            As `Fit.trace`.
+
+        Returns
+        -------
+        ndarray, (steps + 1,)
+        """
+        if not isinstance(trace, torch.Tensor) or trace.ndim != 2:
+            raise TypeError(f"trace: got {type(trace).__name__}; wants the trace of a run of fit(..., trace=1024)")
+        self.start_over(trace[0] * 0, trace.device)
+        return torch.stack([self.update(values) for values in trace]).numpy()
+
+
+class WindowedVariance(_Variance):
+    """ES-WMV: the variance of the last `window` outputs about their mean.
+
+    In the form used here a fixed random subset of the output's values stands
+    for all of them, so that the window is a few hundred kilobytes on the device
+    instead of `window` images.
+
+    Parameters
+    ----------
+    window : int
+        100 in the paper.
+    patience : int or None
+        1000 in the paper.
+    first : int
+    values : int
+        Size of the subset.
+
+    References
+    ----------
+    Wang et al., *Early Stopping for Deep Image Prior*, TMLR 2023, algorithm 1.
+    """
+
+    def __init__(self, window=100, patience=1000, first=200, values=2048):
+        super().__init__(patience, first)
+        check_integer("window", window, 2)
+        check_integer("values", values, 1)
+        self.window, self.values = window, values
+
+    def start_over(self, like, device):
+        """Empty the window."""
+        self.last = like.new_zeros(self.window, len(like))
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.state = {"last": self.last, "count": self.count}
+
+    def update(self, values):
+        """Take in the values of one more output."""
+        self.last.index_copy_(0, (self.count % self.window)[None], values[None])
+        self.count += 1
+        variance = self.last.var(dim=0, correction=0).mean()
+        return torch.where(self.count >= self.window, variance, torch.inf)
+
+
+class ExponentialVariance(_Variance):
+    """ES-EMV: the same with exponential means, which need no window.
+
+    Parameters
+    ----------
+    weight : float
+        Of the newest output; 0.1 in the paper's experiments.
+    patience : int or None
+    first : int
+    values : int
+        Size of the subset.
+
+    References
+    ----------
+    Wang et al., *Early Stopping for Deep Image Prior*, TMLR 2023, algorithm 2.
+    """
+
+    def __init__(self, weight=0.1, patience=1000, first=200, values=2048):
+        super().__init__(patience, first)
+        check_number("weight", weight, above=0)
+        if weight >= 1:
+            raise ValueError(f"weight: got {weight}; wants a number below 1")
+        check_integer("values", values, 1)
+        self.weight, self.values = weight, values
+
+    def start_over(self, like, device):
+        """Forget all outputs."""
+        self.mean, self.variance = like.clone(), like.new_zeros(())
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.state = {"mean": self.mean, "variance": self.variance, "count": self.count}
+
+    def update(self, values):
+        """Take in the values of one more output."""
+        # The first output is the first mean.
+        self.mean.copy_(torch.where(self.count == 0, values, self.mean))
+        difference = (values - self.mean).square().mean()
+        self.variance.copy_((1 - self.weight) * (self.variance + self.weight * difference))
+        self.mean.lerp_(values, self.weight)
+        self.count += 1
+        return self.variance.clone()
+
+
+class HoldOut(Criterion):
+    """Leave some pixels of the target out of the loss, and measure the error there.
+
+    Noise that is independent from pixel to pixel cannot be predicted from its
+    neighbours. At a pixel that is not fitted, the squared error of the average
+    against the *noisy* value is therefore, in expectation, its error against
+    the clean value plus the variance of the noise: a constant. Where the one is
+    least, the other is. It needs no noise level and no window; it costs the
+    pixels left out, and says nothing about noise that is alike in neighbours,
+    such as that of JPEG.
+
+    Parameters
+    ----------
+    share : float
+        Of the target's pixels, with all their channels.
+    patience : int or None
+    first : int
+    seed : int
+        Of the choice of pixels.
+    """
+
+    def __init__(self, share=0.04, patience=200, first=100, seed=0):
+        super().__init__(patience, first)
+        check_number("share", share, above=0)
+        if share > 0.5:
+            raise ValueError(f"share: got {share}; wants at most 0.5")
+        seeded(seed)
+        self.share, self.seed = share, seed
+
+    def begin(self, target, output, operator):
+        """Choose the pixels; return which ones may be fitted, (1, 1, h, w) of ones and zeros."""
+        height, width = target.shape[-2:]
+        number = max(1, round(self.share * height * width))
+        self.held = some_positions(height * width, number, self.seed).to(target.device)
+        self.wanted, self.operator, self.state = self.values(target), operator, {}
+        mask = torch.ones(height * width, dtype=target.dtype, device=target.device)
+        mask[self.held] = 0
+        return mask.view(1, 1, height, width)
+
+    def values(self, image):
+        """What an image (1, C, h, w) has at the pixels held out."""
+        return image.flatten(2)[..., self.held]
+
+    def measure(self, output, average):
+        """The criterion at this step, from the average (1, C, H, W); a tensor without dimensions."""
+        made = average if self.operator is None else self.operator(average)
+        return (self.values(made) - self.wanted).square().mean()
