@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run lab test lint fast slow notebooks colab benchmark publish address clean
+.PHONY: run lab test lint fast slow notebooks colab benchmark stopping publish address clean
 
 run: $(READY)
 	$(BIN)/python notebooks/run_all.py
@@ -44,6 +44,10 @@ colab: $(READY) .venv-colab/ready
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/benchmark.py $(ARGS)
+
+# When to stop: every photograph, three noise levels; about half an hour.
+stopping: $(READY)
+	$(BIN)/python benchmarks/stopping.py $(ARGS)
 
 # Executes the notebooks in place, at the full budget, and checks them.
 publish: $(READY)

@@ -18,5 +18,5 @@ from .baselines import Pixels, denoise, total_variation, tune_denoiser
 from .fitting import fit
 from .widgets import LivePlot, browse
 from .panels import OwnImagePanel, explore
-from .figures import compare, film_strip, plot_curves, plot_kernel, show_images, show_table
-from .metrics import luma, mse, psnr, share_explained, ssim, steps_to_reach
+from .figures import compare, film_strip, plot_curves, plot_kernel, plot_spectra, plot_stopping, show_images, show_table
+from .metrics import luma, mse, psnr, radial_power, share_explained, ssim, steps_to_reach

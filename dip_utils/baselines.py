@@ -46,20 +46,21 @@ def denoise(noisy, method, sigma, strength):
     check_number("strength", strength, above=0)
     if method not in STRENGTHS:
         raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
-    image = noisy.numpy()
+    colour = len(noisy) > 1
+    image, axis = (noisy.numpy(), 0) if colour else (noisy[0].numpy(), None)
     if method == "Gaussian blur":
-        clean = gaussian(image, strength, channel_axis=0)
+        clean = gaussian(image, strength, channel_axis=axis)
     elif method == "total variation":
-        clean = denoise_tv_chambolle(image, weight=strength, channel_axis=0)
+        clean = denoise_tv_chambolle(image, weight=strength, channel_axis=axis)
     elif method == "non-local means":
         clean = denoise_nl_means(
-            image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=0
+            image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=axis
         )
     else:
         clean = denoise_wavelet(
-            image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=len(noisy) == 3, channel_axis=0
+            image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=colour, channel_axis=axis
         )
-    return torch.from_numpy(np.asarray(clean, dtype=np.float32)).clamp(0, 1)
+    return torch.from_numpy(np.asarray(clean, dtype=np.float32)).reshape(noisy.shape).clamp(0, 1)
 
 
 def tune_denoiser(photographs, method, sigma):
@@ -107,6 +108,7 @@ class Pixels(Generator):
         for name, value in (("channels", channels), ("height", height), ("width", width)):
             check_integer(name, value, 1)
         super().__init__(channels, (), channels)
+        self.size = (height, width)
         self.change = nn.Parameter(torch.zeros(1, channels, height, width))
 
     def forward(self, z):

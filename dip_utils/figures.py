@@ -10,11 +10,13 @@ import io
 import numpy as np
 import torch
 from IPython.display import Markdown, display
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .images import check_image, to_uint8
+from .metrics import radial_power
 
 STYLES = {
     "natural": ("#0072B2", "-"),
@@ -133,8 +135,8 @@ def film_strip(runs, steps, *, last="target"):
     if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
         raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
     for name, run in runs.items():
-        missing = [step for step in steps if step not in run.kept]
-        if missing and not (run.interrupted or run.diverged):
+        missing = [step for step in steps if step not in run.kept and step <= run.steps]
+        if missing:
             raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
     columns = len(steps) + 1
     shape = next(iter(runs.values())).output.shape
@@ -198,6 +200,71 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
                 labels.append(label)
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False, fontsize=9)
     show(figure, f"{ylabel} over step: " + "; ".join(f"{title}: {', '.join(c)}" for title, c in panels.items()))
+
+
+def plot_spectra(runs, steps):
+    """The power spectra of the outputs over the steps, a panel for each run, its target in black.
+
+    Parameters
+    ----------
+    runs : dict of str to Fit
+    steps : sequence of int
+        Kept steps, one curve each, the later the darker.
+    """
+    figure = new_figure(3.6)
+    grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (name, run) in zip(grid, runs.items(), strict=True):
+        for position, step in enumerate(steps):
+            frequency, power = radial_power(run.kept.get(step, run.output))
+            shade = colormaps["viridis_r"](0.15 + 0.85 * position / max(1, len(steps) - 1))
+            axes.loglog(frequency, power, color=shade, linewidth=1.5, label=f"step {step}")
+        axes.loglog(*radial_power(run.target), color="black", linewidth=1.2, linestyle=(0, (2, 1.5)), label="target")
+        axes.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2], ["1/32", "1/16", "1/8", "1/4", "1/2"])
+        axes.minorticks_off()
+        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "")
+        axes.set_title(name, fontsize=10)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    show(figure, f"Power against frequency at steps {', '.join(map(str, steps))}, one panel each: {', '.join(runs)}")
+
+
+def plot_stopping(run, criteria, chosen):
+    """PSNR over the steps, and below it the criteria that have to do without it.
+
+    Parameters
+    ----------
+    run : Fit
+        With a reference.
+    criteria : dict of str to array_like
+        For each criterion one value per step.
+    chosen : dict of str to int
+        For each criterion the step it chooses: a dot on its curve, and one on the
+        average's.
+    """
+    figure = new_figure(5.2)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
+    best = int(np.argmax(run.average_psnr))
+    top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="last output")
+    top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
+    top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
+    low = np.quantile(run.psnr, 0.1) - 1
+    top.set_ylim(low, run.average_psnr.max() + 0.7)
+    for position, (name, curve) in enumerate(criteria.items()):
+        colour, dashes = (("#D55E00", "-"), ("#009E73", (0, (6, 2))), ("#CC79A7", (0, (2, 1.5))))[position]
+        curve = np.where(np.isfinite(curve), curve, np.nan)
+        curve = curve / np.nanmin(curve[len(curve) // 20 :])
+        bottom.plot(curve, color=colour, linestyle=dashes, linewidth=1.2, label=name)
+        step = chosen[name]
+        for axes, values in ((top, run.average_psnr), (bottom, curve)):
+            axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
+        top.axvline(step, color=colour, linestyle=dashes, linewidth=0.8, label=f"{name} chooses")
+    bottom.set_ylim(0.95, 2)
+    style_axes(top, "", "PSNR (dB)")
+    style_axes(bottom, "step", "criterion / its minimum")
+    for axes in (top, bottom):
+        axes.margins(x=0.01)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    show(figure, f"PSNR over step, and below it {', '.join(criteria)}, with the steps that they choose")
 
 
 def compare(images, zoom, *, columns=None):

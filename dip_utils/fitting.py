@@ -55,6 +55,9 @@ def _check(network, z, target, operator, regularizer, reference, keep, start, st
             f"z: got {z.shape[1]} × {z.shape[2]}; wants at least {network.smallest_side} on each side "
             "for the network's scales"
         )
+    if network.size not in (None, tuple(z.shape[1:])):
+        height, width = network.size
+        raise ValueError(f"z: got {z.shape[1]} × {z.shape[2]}; wants {height} × {width}, the network's size")
     # Recipe A's target leaves [0, 1].
     check_image("target", target, bounded=False)
     shape = (network.output_channels, *z.shape[1:])

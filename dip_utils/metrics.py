@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 from skimage.color import rgb2ycbcr
+from skimage.filters import window
 from skimage.metrics import structural_similarity
 
 from .images import check_image, check_same_shape
@@ -144,3 +145,43 @@ def steps_to_reach(curve, level):
     check_number("level", level)
     reached = np.flatnonzero(np.asarray(curve) >= level)
     return int(reached[0]) if len(reached) else None
+
+
+def radial_power(image, *, bands=16):
+    """The power spectrum, averaged over directions: how much there is of coarse and of fine.
+
+    Parameters
+    ----------
+    image : Tensor, (C, H, W)
+    bands : int
+        Rings of equal width between the frequencies 0 and 1/2.
+
+    Returns
+    -------
+    frequency : ndarray, (bands,)
+        The middle of each ring, in cycles per pixel; 1/2 is a pattern that changes
+        from pixel to pixel.
+    power : ndarray, (bands,)
+        Mean over the ring and over the channels. The means of the channels are
+        taken out, and a Hann window keeps the borders from looking like detail.
+        White noise of variance v has power v in every ring.
+
+    Raises
+    ------
+    ValueError
+        If the image is too small for every ring to hold a frequency.
+    """
+    check_image("image", image, bounded=False)
+    check_integer("bands", bands, 1)
+    height, width = image.shape[1:]
+    if min(height, width) < 2 * bands:
+        raise ValueError(f"image: got {height} × {width}; wants at least {2 * bands} on each side for {bands} bands")
+    pixels = image.double().numpy()
+    taper = window("hann", (height, width))
+    pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) * taper
+    power = (np.abs(np.fft.fft2(pixels)) ** 2).mean(axis=0) / (taper**2).sum()
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
+    ring = (radius * 2 * bands).astype(int).ravel()
+    # The corners, beyond 1/2, do not hold all directions.
+    total, count = (np.bincount(ring, weights)[:bands] for weights in (power.ravel(), None))
+    return (np.arange(bands) + 0.5) / (2 * bands), total / count

@@ -108,7 +108,11 @@ class Generator(nn.Module):
         Of each scale, from the largest image to the smallest.
     smallest_side : int
         Of z, in pixels.
+    size : tuple of int or None
+        Height and width, for a generator that makes images of one size only.
     """
+
+    size = None
 
     def __init__(self, input_channels, channels, output_channels):
         super().__init__()

@@ -90,6 +90,11 @@ class Fit:
         """Number of updates done."""
         return len(self.loss) - 1
 
+    @property
+    def best(self):
+        """What to take away: the criterion's choice where there was one, else the average."""
+        return self.average if self.chosen is None else self.chosen
+
     def __repr__(self):
         quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
         return (

@@ -173,49 +173,43 @@ class ExponentialVariance(_Variance):
 
 
 class HoldOut(Criterion):
-    """Leave some pixels of the target out of the loss, and measure the error there.
+    """Leave some values of the target out of the loss, and measure the error there.
 
-    Noise that is independent from pixel to pixel cannot be predicted from its
-    neighbours. At a pixel that is not fitted, the squared error of the average
-    against the *noisy* value is therefore, in expectation, its error against
-    the clean value plus the variance of the noise: a constant. Where the one is
-    least, the other is. It needs no noise level and no window; it costs the
-    pixels left out, and says nothing about noise that is alike in neighbours,
-    such as that of JPEG.
+    Independent noise cannot be predicted from its neighbours. Where a value is
+    not fitted, the squared error of the average against the *noisy* value is
+    therefore, in expectation, its error against the clean value plus the
+    variance of the noise: a constant. Where the one is least, the other is. It
+    needs no noise level and no window. It costs the values left out, and says
+    nothing about noise that is alike in neighbours, such as that of JPEG.
 
     Parameters
     ----------
-    share : float
-        Of the target's pixels, with all their channels.
+    values : int
+        How many to leave out, each one channel of one pixel; at most a twentieth
+        of the target's. How precise the error is depends on their number, not on
+        their share.
     patience : int or None
     first : int
     seed : int
-        Of the choice of pixels.
+        Of the choice of values.
     """
 
-    def __init__(self, share=0.04, patience=200, first=100, seed=0):
+    def __init__(self, values=4000, patience=200, first=100, seed=0):
         super().__init__(patience, first)
-        check_number("share", share, above=0)
-        if share > 0.5:
-            raise ValueError(f"share: got {share}; wants at most 0.5")
+        check_integer("values", values, 1)
         seeded(seed)
-        self.share, self.seed = share, seed
+        self.values, self.seed = values, seed
 
     def begin(self, target, output, operator):
-        """Choose the pixels; return which ones may be fitted, (1, 1, h, w) of ones and zeros."""
-        height, width = target.shape[-2:]
-        number = max(1, round(self.share * height * width))
-        self.held = some_positions(height * width, number, self.seed).to(target.device)
-        self.wanted, self.operator, self.state = self.values(target), operator, {}
-        mask = torch.ones(height * width, dtype=target.dtype, device=target.device)
-        mask[self.held] = 0
-        return mask.view(1, 1, height, width)
-
-    def values(self, image):
-        """What an image (1, C, h, w) has at the pixels held out."""
-        return image.flatten(2)[..., self.held]
+        """Choose the values; return which ones may be fitted, ones and zeros of the target's shape."""
+        number = min(self.values, -(-target.numel() // 20))
+        self.held = some_positions(target.numel(), number, self.seed).to(target.device)
+        self.wanted, self.operator, self.state = target.flatten()[self.held], operator, {}
+        mask = torch.ones_like(target)
+        mask.view(-1)[self.held] = 0
+        return mask
 
     def measure(self, output, average):
         """The criterion at this step, from the average (1, C, H, W); a tensor without dimensions."""
         made = average if self.operator is None else self.operator(average)
-        return (self.values(made) - self.wanted).square().mean()
+        return (made.flatten()[self.held] - self.wanted).square().mean()

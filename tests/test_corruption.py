@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 import dip_utils as dip
 
@@ -80,3 +81,17 @@ def test_a_seed_decides_everything(photograph, corrupt):
     first, again, other = corrupt(photograph, 3), corrupt(photograph, 3), corrupt(photograph, 4)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(photograph, before)
+
+
+def test_jpeg_is_what_pillow_writes_and_reads(photograph, tmp_path):
+    dip.save_image(photograph, tmp_path / "whole.png")
+    with Image.open(tmp_path / "whole.png") as file:
+        file.save(tmp_path / "small.jpg", quality=10)
+    assert torch.equal(dip.compress_jpeg(photograph, 10), dip.load_image(tmp_path / "small.jpg", multiple=1))
+
+
+def test_jpeg_of_lower_quality_is_farther_from_the_image(photograph):
+    qualities = [dip.psnr(photograph, dip.compress_jpeg(photograph, quality)) for quality in (5, 20, 60, 95)]
+    assert qualities == sorted(qualities) and qualities[-1] > 30
+    grey = dip.luma(photograph)
+    assert dip.compress_jpeg(grey, 50).shape == grey.shape

@@ -58,3 +58,27 @@ def test_share_explained_at_its_two_ends(photograph):
 def test_steps_to_reach():
     assert dip.steps_to_reach([0.0, 0.2, 0.6, 0.4, 0.9], 0.5) == 2
     assert dip.steps_to_reach([0.0, 0.2], 0.5) is None
+
+
+def test_white_noise_has_its_variance_at_every_frequency():
+    noise = torch.randn(3, 256, 192, generator=torch.Generator().manual_seed(0)) * 0.2
+    frequency, power = dip.radial_power(noise, bands=8)
+    assert np.allclose(frequency, (np.arange(8) + 0.5) / 16)
+    assert np.allclose(power, 0.04, rtol=0.08)
+
+
+@pytest.mark.parametrize("cycles", [(0, 12), (12, 0), (24, 18)])
+def test_a_wave_has_its_power_at_its_frequency(cycles):
+    rows, columns = torch.meshgrid(torch.arange(128) / 128, torch.arange(96) / 96, indexing="ij")
+    wave = torch.cos(2 * math.pi * (cycles[0] * rows + cycles[1] * columns))[None]
+    frequency, power = dip.radial_power(wave, bands=16)
+    expected = math.hypot(cycles[0] / 128, cycles[1] / 96)
+    assert abs(frequency[power.argmax()] - expected) <= 1 / 64 + 1e-9
+    near = np.abs(frequency - expected) <= 1.5 / 32
+    assert power[near].sum() > 0.999 * power.sum()
+
+
+def test_power_ignores_the_mean_colour(photograph):
+    _, power = dip.radial_power(photograph, bands=8)
+    _, shifted = dip.radial_power(photograph + 1, bands=8)
+    assert np.allclose(power, shifted, rtol=1e-3)

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import dip_utils as dip
+from dip_utils.baselines import STRENGTHS
+
+from .conftest import build
+from .test_fitting import textbook
+
+
+def test_gaussian_blur_is_scipys(photograph):
+    blurred = dip.denoise(photograph, "Gaussian blur", 0.1, 1.2)
+    by_scipy = np.stack([gaussian_filter(plane, 1.2, mode="nearest") for plane in photograph.numpy()])
+    assert np.allclose(blurred.numpy(), by_scipy, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", STRENGTHS)
+def test_each_denoiser_removes_noise_from_colour_and_grey(photograph, method):
+    for clean in (photograph, dip.luma(photograph)):
+        noisy = dip.add_gaussian_noise(clean, 0.1, seed=0)
+        strength = dip.tune_denoiser([dip.resize(dip.sample("coffee"), 32, 48)], method, 0.1)
+        output = dip.denoise(noisy, method, 0.1, strength)
+        assert output.shape == clean.shape and output.dtype == torch.float32
+        assert dip.psnr(clean, output) > dip.psnr(clean, noisy) + 1
+
+
+def test_tuning_takes_the_best_on_the_other_photographs(photograph):
+    others = [photograph, photograph.flip(2)]
+    noisy = [dip.add_gaussian_noise(image, 0.2, seed=seed) for seed, image in enumerate(others)]
+    scores = {
+        strength: sum(
+            dip.psnr(clean, dip.denoise(image, "total variation", 0.2, strength))
+            for clean, image in zip(others, noisy, strict=True)
+        )
+        for strength in STRENGTHS["total variation"]
+    }
+    assert dip.tune_denoiser(others, "total variation", 0.2) == max(scores, key=scores.get)
+
+
+def test_strengths_reach_beyond_the_best_at_the_labs_noise():
+    """No method is held back by the ends of its range."""
+    photographs = [dip.resize(dip.sample(name), 96, 96) for name in ("chelsea", "rocket")]
+    for method, strengths in STRENGTHS.items():
+        assert strengths[0] < dip.tune_denoiser(photographs, method, 25 / 255) < strengths[-1], method
+
+
+def test_pixels_make_one_step_of_adam(photograph):
+    """Adam's first step moves every pixel by the learning rate, against the sign of its error."""
+    z = torch.full_like(photograph, 0.5)
+    run = dip.fit(dip.Pixels(3, 32, 48), z, photograph, steps=1, learning_rate=0.01, input_noise=0, precision="float32")
+    error = photograph - z
+    clear = error.abs() > 0.01
+    assert torch.allclose(run.output[clear], (z + 0.01 * error.sign())[clear], atol=1e-4)
+
+
+def test_pixels_copy_whatever_they_are_given():
+    noise = dip.uniform_noise(3, 32, 48, seed=0)
+    z = torch.full_like(noise, 0.5)
+    run = dip.fit(dip.Pixels(3, 32, 48), z, noise, steps=300, input_noise=0, precision="float32", keep=(0,))
+    assert torch.equal(run.kept[0], z)
+    assert run.loss[-1] < 1e-6
+
+
+def test_pixels_need_no_network_inside(photograph):
+    network = dip.Pixels(3, 32, 48)
+    assert network.parameter_count == 3 * 32 * 48
+
+
+def test_total_variation_of_a_step_edge():
+    image = torch.zeros(1, 3, 8, 10)
+    image[..., 5:] = 0.5
+    assert dip.total_variation(image).item() == pytest.approx(0.5 / 9)
+    assert dip.total_variation(torch.full((1, 3, 8, 10), 0.3)).item() == 0
+
+
+def test_regularizer_is_added_to_what_is_minimised(z, photograph):
+    """With an operator that appends the regularizer to the residuals, the plain loop minimises the same."""
+    run = dip.fit(
+        build(), z, photograph, steps=30, precision="float64", device="cpu",
+        regularizer=lambda x: 0.5 * x.square().mean(),
+    )  # fmt: skip
+    # (x - t)² + x²/2 = 3/2 (x - 2t/3)² + t²/3: a scaled problem with another target.
+    _, outputs, _ = textbook(z, photograph, 30)
+    scaled = dip.fit(
+        build(), z, photograph * 2 / 3, steps=30, precision="float64", device="cpu",
+        regularizer=lambda x: 0.5 * (x - photograph * 2 / 3).square().mean(),
+    )  # fmt: skip
+    assert torch.allclose(run.output, scaled.output, atol=1e-4)
+    assert not torch.allclose(run.output, outputs[-1].float(), atol=1e-2)
+    # The recorded loss is the data term alone.
+    assert run.loss[-1] == pytest.approx(dip.mse(photograph, run.output), rel=1e-4)

@@ -1,0 +1,166 @@
+"""The criteria against slow, obvious versions; and that `stop` never sees the reference."""
+
+import numpy as np
+import pytest
+import torch
+
+import dip_utils as dip
+
+from .conftest import build
+
+CRITERIA = {
+    "windowed": lambda **options: dip.WindowedVariance(window=10, first=20, **options),
+    "exponential": lambda **options: dip.ExponentialVariance(first=20, **options),
+    "hold-out": lambda **options: dip.HoldOut(values=200, first=20, **options),
+}
+
+
+def fit(z, target, steps=60, **options):
+    return dip.fit(build(), z, target, steps=steps, **({"precision": "float64", "device": "cpu"} | options))
+
+
+@pytest.fixture
+def noisy(photograph):
+    return dip.add_gaussian_noise(photograph, 0.1, seed=0)
+
+
+@pytest.fixture
+def trace():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(40, 7, generator=generator, dtype=torch.float64).cumsum(0)
+
+
+def test_windowed_variance_is_that_of_the_last_outputs(trace):
+    curve = dip.WindowedVariance(window=6).curve(trace)
+    for step in range(5):
+        assert curve[step] == np.inf
+    for step in range(5, 40):
+        window = trace[step - 5 : step + 1].numpy()
+        assert curve[step] == pytest.approx(((window - window.mean(0)) ** 2).sum(1).mean() / 7)
+
+
+def test_exponential_variance_is_that_of_the_paper(trace):
+    curve, weight = dip.ExponentialVariance(weight=0.2).curve(trace), 0.2
+    mean, variance = trace[0].numpy().copy(), 0.0
+    assert curve[0] == 0
+    for step in range(1, 40):
+        difference = trace[step].numpy() - mean
+        variance = (1 - weight) * variance + weight * (1 - weight) * (difference @ difference) / 7
+        mean = (1 - weight) * mean + weight * trace[step].numpy()
+        assert curve[step] == pytest.approx(variance)
+
+
+def test_least_value_is_chosen_and_patience_ends_the_search():
+    curve = [1, 0.1, 9, 8, 7, 8, 8, 6, 9, 9, 9, 5]
+    assert dip.HoldOut(patience=3, first=2).choose(curve) == 7
+    assert dip.HoldOut(patience=2, first=2).choose(curve) == 4
+    assert dip.HoldOut(patience=None, first=2).choose(curve) == 11
+    assert dip.HoldOut(patience=3, first=0).choose(curve) == 1
+    assert dip.HoldOut(patience=3, first=20).choose(curve) is None
+    assert dip.HoldOut(first=0).choose([np.inf, np.nan]) is None
+
+
+@pytest.mark.parametrize("name", ["windowed", "exponential"])
+def test_during_the_run_as_after_it(z, noisy, name):
+    stop = CRITERIA[name](patience=None, values=500)
+    run = fit(z, noisy, stop=stop, trace=500)
+    assert run.trace.shape == (61, 500)
+    assert np.allclose(run.criterion[20:], stop.curve(run.trace)[20:], rtol=1e-4)
+    assert stop.choose(run.criterion) == run.chosen_step
+
+
+def test_trace_is_part_of_the_outputs(z, noisy):
+    run = fit(z, noisy, trace=10**6, keep=(0, 33))
+    for step in (0, 33):
+        assert torch.equal(run.trace[step].sort().values, run.kept[step].flatten().sort().values)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_chosen_is_the_average_at_the_chosen_step(z, noisy, name):
+    run = fit(z, noisy, stop=CRITERIA[name](patience=None))
+    assert run.chosen_step == 20 + np.argmin(run.criterion[20:])
+    shorter = fit(z, noisy, steps=run.chosen_step, stop=CRITERIA[name](patience=None))
+    assert torch.allclose(run.chosen, shorter.average, atol=1e-6)
+
+
+def test_hold_out_measures_the_average_where_nothing_is_fitted(z, noisy):
+    stop = dip.HoldOut(values=60, patience=None)
+    run = fit(z, noisy, stop=stop)
+    held = stop.begin(noisy[None], noisy[None], None)[0] == 0
+    assert held.sum() == 60
+    assert run.criterion[-1] == pytest.approx((run.average - noisy)[held].square().mean().item(), rel=1e-4)
+    assert run.loss[-1] == pytest.approx((run.output - noisy)[~held].square().mean().item(), rel=1e-4)
+    # What stands at the pixels held out makes no difference to the training.
+    other = fit(z, torch.where(held, 1 - noisy, noisy), stop=stop)
+    assert torch.equal(run.output, other.output) and run.criterion[-1] != other.criterion[-1]
+
+
+def test_hold_out_behind_an_operator(z, photograph):
+    small, downsample = dip.resize(photograph, 8, 12), dip.LanczosDownsampler(4)
+    stop = dip.HoldOut(patience=None)
+    run = fit(z, small, operator=downsample, stop=stop)
+    held = stop.begin(small[None], small[None], None)[0] == 0
+    # A twentieth of 3 × 8 × 12 values, rounded up.
+    assert held.sum() == 15
+    error = (downsample(run.average) - small)[held].square().mean().item()
+    assert run.criterion[-1] == pytest.approx(error, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_reference_is_never_seen(z, noisy, photograph, name):
+    runs = [
+        fit(z, noisy, steps=200, stop=CRITERIA[name](patience=20), reference=reference)
+        for reference in (None, photograph, 1 - photograph)
+    ]
+    for run in runs[1:]:
+        assert run.steps == runs[0].steps and run.chosen_step == runs[0].chosen_step
+        assert np.array_equal(run.criterion, runs[0].criterion) and np.array_equal(run.loss, runs[0].loss)
+        assert torch.equal(run.chosen, runs[0].chosen) and torch.equal(run.output, runs[0].output)
+
+
+def test_run_ends_when_patience_is_spent(z):
+    """Pure noise: nothing can be predicted at the pixels held out, so the least error comes soon."""
+    noise = dip.uniform_noise(3, 32, 48, seed=0)
+    run = fit(z, noise, steps=3000, stop=dip.HoldOut(patience=60, first=10), precision="float32")
+    assert run.stopped and not run.interrupted and not run.running
+    assert 60 <= run.steps - run.chosen_step < 60 + 25
+    assert dip.HoldOut(patience=60, first=10).choose(run.criterion) == run.chosen_step
+    assert len(run.loss) == run.steps + 1 and np.isfinite(run.loss).all()
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_sixty_and_forty_steps_are_a_hundred_to_the_bit(z, noisy, name, tmp_path):
+    stop = CRITERIA[name](patience=None)
+    options = {"precision": "float32", "stop": stop, "trace": 50}
+    whole, part = fit(z, noisy, 100, **options), fit(z, noisy, 60, **options)
+    part.save(tmp_path / "run.npz")
+    rest = fit(z, noisy, 40, start=dip.load_fit(tmp_path / "run.npz"), **options)
+    assert np.array_equal(whole.criterion, rest.criterion) and torch.equal(whole.trace, rest.trace)
+    assert whole.chosen_step == rest.chosen_step and torch.equal(whole.chosen, rest.chosen)
+    loaded = dip.load_fit(tmp_path / "run.npz")
+    assert torch.equal(loaded.trace, part.trace) and torch.equal(loaded.chosen, part.chosen)
+    assert np.array_equal(loaded.criterion, part.criterion) and loaded.chosen_step == part.chosen_step
+
+
+def test_run_without_a_criterion_may_go_on_with_one(z, noisy):
+    part = fit(z, noisy, 30)
+    rest = fit(z, noisy, 60, start=part, stop=CRITERIA["hold-out"](patience=None), trace=5)
+    assert np.isnan(rest.criterion[:30]).all() and np.isfinite(rest.criterion[30:]).all()
+    assert rest.chosen_step >= 30 and rest.trace.shape == (91, 5)
+
+
+def test_criterion_survives_a_divergence(z, noisy):
+    calls = []
+
+    def spoiling(x):
+        calls.append(1)
+        return x * float("nan") if len(calls) == 61 else x
+
+    run = fit(z, noisy, 100, operator=spoiling, stop=CRITERIA["windowed"](patience=None))
+    assert run.steps == 100 and np.isfinite(run.criterion[20:]).all()
+    assert run.chosen_step == 20 + np.argmin(run.criterion[20:])
+
+
+def test_wasted_patience_chooses_nothing(z, noisy):
+    run = fit(z, noisy, 30, stop=dip.HoldOut(first=50))
+    assert run.chosen is None and run.chosen_step is None and not run.stopped
