@@ -1,6 +1,6 @@
 """When to stop, on every bundled photograph and three noise levels; `make stopping`.
 
-For each a run without a stop: network 2, 96 × 96 pixels, 2000 steps; as many at a
+For each a run without a stop: network 2, 96 × 96 pixels, 1600 steps; as many at a
 time as there are cores, each on one. `HoldOut` is
 computed on the way, the two variances from the run's trace. Printed are the
 step at which the average is best (the oracle, which sees the clean image), the
@@ -64,7 +64,7 @@ def main():
     """Print the rows as they come, then the means; write them as JSON where told."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     rows = []

@@ -34,7 +34,7 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     """
     check_image("image", image)
     check_number("sigma", sigma, least=0)
-    noise = torch.empty_like(image).normal_(generator=seeded(seed))
+    noise = torch.empty_like(image).normal_(generator=seeded(seed, "noise on an image"))
     noisy = image + sigma * noise
     return noisy.clamp_(0, 1) if clip else noisy
 
@@ -48,7 +48,7 @@ def uniform_noise(channels, height, width, *, seed):
     """
     for name, value in (("channels", channels), ("height", height), ("width", width)):
         check_integer(name, value, 1)
-    return torch.rand(channels, height, width, generator=seeded(seed))
+    return torch.rand(channels, height, width, generator=seeded(seed, "uniform noise"))
 
 
 def shuffle_rows_and_columns(image, *, seed):
@@ -66,7 +66,7 @@ def shuffle_rows_and_columns(image, *, seed):
     Tensor, (C, H, W)
     """
     check_image("image", image)
-    generator = seeded(seed)
+    generator = seeded(seed, "shuffle")
     for dim in (2, 1):
         keys = torch.rand(image.shape, generator=generator, dtype=torch.float64)
         image = image.gather(dim, keys.argsort(dim))
@@ -88,7 +88,7 @@ def shuffle_elements(image, *, seed):
     Tensor, (C, H, W)
     """
     check_image("image", image)
-    order = torch.randperm(image.numel(), generator=seeded(seed))
+    order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"))
     return image.flatten()[order].reshape(image.shape)
 
 

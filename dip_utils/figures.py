@@ -349,7 +349,9 @@ def show_table(rows):
 
     def cell(value):
         if isinstance(value, float):
-            return f"≈{value:.3f}" if abs(value) < 1 else f"≈{value:.2f}"
+            digits = 3 if abs(value) < 1 else 2
+            # Without the sign of a zero.
+            return f"≈{round(value, digits) + 0.0:.{digits}f}"
         return "–" if value is None else str(value)
 
     lines = [list(rows[0]), ["---"] * len(rows[0])] + [[cell(row[key]) for key in rows[0]] for row in rows]

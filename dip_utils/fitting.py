@@ -206,7 +206,7 @@ def fit(
         raise TypeError(f"start: got {type(start).__name__}; wants a finished or interrupted Fit")
     device = choose_device(device)
     precision = choose_precision(precision, device)
-    generator = seeded(seed, device)
+    generator = seeded(seed, device=device)
     _check(network, z, target, operator, regularizer, reference, keep, start, steps, precision, device)
 
     try:

@@ -179,7 +179,7 @@ class SkipNetwork(Generator):
             check_integer("channels", width, 1)
         for width in skip_channels:
             check_integer("skip_channels", width, 0)
-        seed = seeded(seed).initial_seed()
+        seed = seeded(seed, "weights").initial_seed()
         super().__init__(input_channels, channels, output_channels)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -221,4 +221,4 @@ def random_input(channels, height, width, *, scale=0.1, seed):
     for name, value in (("channels", channels), ("height", height), ("width", width)):
         check_integer(name, value, 1)
     check_number("scale", scale, above=0)
-    return torch.rand(channels, height, width, generator=seeded(seed)) * scale
+    return torch.rand(channels, height, width, generator=seeded(seed, "input")) * scale

@@ -6,6 +6,7 @@ import numbers
 import os
 import platform
 
+import numpy as np
 import torch
 
 BUDGETS = ("full", "quick", "smoke")
@@ -32,13 +33,19 @@ def check_number(name, value, *, above=None, least=None):
         raise ValueError(f"{name}: got {value}; wants a number of at least {least}")
 
 
-def seeded(seed, device="cpu"):
+def seeded(seed, purpose="", device="cpu"):
     """A random generator of its own, so that no function touches the global one.
+
+    For each purpose the same seed gives other numbers. Otherwise the noise on an
+    image and the input z would, with one seed, be made of the same random
+    numbers, and the network could learn the noise from z: it did.
 
     Parameters
     ----------
     seed : int
         0 or above, below 2**63.
+    purpose : str
+        Without one, the generator is torch's own for this seed.
     device : str or torch.device
 
     Returns
@@ -48,6 +55,9 @@ def seeded(seed, device="cpu"):
     check_integer("seed", seed, 0)
     if seed >= 2**63:
         raise ValueError(f"seed: got {seed}; wants an integer below 2**63")
+    if purpose:
+        state = np.random.SeedSequence([int(seed), *purpose.encode()]).generate_state(1, np.uint64)
+        seed = state[0] >> np.uint64(1)
     return torch.Generator(device).manual_seed(int(seed))
 
 

@@ -14,7 +14,7 @@ from .runtime import check_integer, check_number, seeded
 
 def some_positions(size, number, seed=0):
     """Positions of some of `size` values, the same ones at every call."""
-    return torch.randperm(size, generator=seeded(seed))[:number]
+    return torch.randperm(size, generator=seeded(seed, "positions"))[:number]
 
 
 class Criterion:
@@ -194,7 +194,7 @@ class HoldOut(Criterion):
         Of the choice of values.
     """
 
-    def __init__(self, values=4000, patience=200, first=100, seed=0):
+    def __init__(self, values=10_000, patience=200, first=100, seed=0):
         super().__init__(patience, first)
         check_integer("values", values, 1)
         seeded(seed)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -95,3 +96,21 @@ def test_jpeg_of_lower_quality_is_farther_from_the_image(photograph):
     assert qualities == sorted(qualities) and qualities[-1] > 30
     grey = dip.luma(photograph)
     assert dip.compress_jpeg(grey, 50).shape == grey.shape
+
+
+def test_one_seed_serves_noise_and_input_without_relating_them():
+    """White noise must not be predictable from z, in place or nearby; torch draws both from the same numbers."""
+    noise = dip.add_gaussian_noise(torch.full((3, 96, 96), 0.5), 0.1, seed=0).sub(0.5).flatten().double().numpy()
+    others = {
+        "z": dip.random_input(3, 96, 96, seed=0),
+        "uniform noise": dip.uniform_noise(3, 96, 96, seed=0),
+        "noise on z": torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(0)),
+    }
+    for name, other in others.items():
+        values = other.flatten().double().numpy()
+        ranks = values.argsort().argsort() / len(values)
+        for feature in (values, ranks, np.cos(2 * np.pi * ranks), np.sin(2 * np.pi * ranks)):
+            for target in (noise, np.abs(noise)):
+                for shift in range(-16, 17):
+                    related = np.corrcoef(np.roll(feature, shift), target)[0, 1]
+                    assert abs(related) < 6 / len(values) ** 0.5, (name, shift)
