@@ -16,7 +16,7 @@ from .runtime import check_integer, check_number
 STRENGTHS = {
     "Gaussian blur": (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0),
     "total variation": (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2),
-    "non-local means": (0.4, 0.6, 0.8, 1.0, 1.2),
+    "non-local means": (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2),
     "wavelet": (0.5, 0.65, 0.8, 1.0, 1.25),
 }
 

@@ -160,5 +160,5 @@ class OwnImagePanel:
 
     def _save(self, _):
         path = Path("deep_image_prior.png").resolve()
-        save_image(self.run.average.clamp(0, 1), path)
+        save_image(self.run.best.clamp(0, 1), path)
         self.message.value = f"saved as {path}"
