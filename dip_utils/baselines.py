@@ -15,7 +15,7 @@ from .runtime import check_integer, check_number
 #: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
 STRENGTHS = {
     "Gaussian blur": (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0),
-    "total variation": (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2),
+    "total variation": (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.3, 0.4),
     "non-local means": (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2),
     "wavelet": (0.5, 0.65, 0.8, 1.0, 1.25),
 }
@@ -81,6 +81,10 @@ def tune_denoiser(photographs, method, sigma):
     -------
     float
     """
+    if method not in STRENGTHS:
+        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
+    if not photographs:
+        raise ValueError("photographs: got none; wants at least one")
     noisy = [add_gaussian_noise(clean, sigma, seed=seed) for seed, clean in enumerate(photographs)]
 
     def mean_psnr(strength):
@@ -93,7 +97,8 @@ def tune_denoiser(photographs, method, sigma):
 class Pixels(Generator):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
-    With `fit` it is gradient descent on the pixels themselves, from the image z.
+    With `fit(..., input_noise=0, precision="float32")` it is gradient descent on
+    the pixels themselves, from the image z.
 
     Parameters
     ----------

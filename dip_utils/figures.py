@@ -25,6 +25,7 @@ STYLES = {
     "noise": ("#D55E00", (0, (2, 1.5))),
 }
 SPARE_STYLES = (("#CC79A7", "-"), ("#56B4E9", (0, (6, 2))), ("#000000", (0, (2, 1.5))), ("#8C6D00", (0, (6, 2, 1, 2))))
+MARKS = (("#D55E00", "-"), ("#009E73", (0, (6, 2))), ("#CC79A7", (0, (2, 1.5))))
 GREY = "#767676"
 WIDTH = 10.0
 
@@ -121,6 +122,14 @@ def show_images(images, *, columns=None):
     show(draw_images(images, columns), "Images side by side: " + ", ".join(images))
 
 
+def check_kept(runs, steps):
+    """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
+    for name, run in runs.items():
+        missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
+        if missing:
+            raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
+
+
 def film_strip(runs, steps, *, last="target"):
     """Outputs over the steps, a row for each run, its target or reference at the end.
 
@@ -134,10 +143,7 @@ def film_strip(runs, steps, *, last="target"):
     """
     if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
         raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
-    for name, run in runs.items():
-        missing = [step for step in steps if step not in run.kept and step <= run.steps]
-        if missing:
-            raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
+    check_kept(runs, steps)
     columns = len(steps) + 1
     shape = next(iter(runs.values())).output.shape
     cell = WIDTH / columns
@@ -211,11 +217,14 @@ def plot_spectra(runs, steps):
     steps : sequence of int
         Kept steps, one curve each, the later the darker.
     """
+    check_kept(runs, steps)
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (name, run) in zip(grid, runs.items(), strict=True):
         for position, step in enumerate(steps):
-            frequency, power = radial_power(run.kept.get(step, run.output))
+            if step not in run.kept:
+                continue
+            frequency, power = radial_power(run.kept[step])
             shade = colormaps["viridis_r"](0.15 + 0.85 * position / max(1, len(steps) - 1))
             axes.loglog(frequency, power, color=shade, linewidth=1.5, label=f"step {step}")
         axes.loglog(*radial_power(run.target), color="black", linewidth=1.2, linestyle=(0, (2, 1.5)), label="target")
@@ -237,10 +246,14 @@ def plot_stopping(run, criteria, chosen):
         With a reference.
     criteria : dict of str to array_like
         For each criterion one value per step.
-    chosen : dict of str to int
+    chosen : dict of str to int or None
         For each criterion the step it chooses: a dot on its curve, and one on the
-        average's.
+        average's. None where it chose none.
     """
+    if run.average_psnr is None:
+        raise ValueError("run: got one without a reference; wants a run of fit(..., reference=...)")
+    if len(criteria) > len(MARKS) or set(criteria) != set(chosen):
+        raise ValueError(f"criteria: got {list(criteria)}; wants at most {len(MARKS)}, the names in chosen")
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
     best = int(np.argmax(run.average_psnr))
@@ -250,11 +263,13 @@ def plot_stopping(run, criteria, chosen):
     low = np.quantile(run.psnr, 0.1) - 1
     top.set_ylim(low, run.average_psnr.max() + 0.7)
     for position, (name, curve) in enumerate(criteria.items()):
-        colour, dashes = (("#D55E00", "-"), ("#009E73", (0, (6, 2))), ("#CC79A7", (0, (2, 1.5))))[position]
+        colour, dashes = MARKS[position]
         curve = np.where(np.isfinite(curve), curve, np.nan)
         curve = curve / np.nanmin(curve[len(curve) // 20 :])
         bottom.plot(curve, color=colour, linestyle=dashes, linewidth=1.2, label=name)
         step = chosen[name]
+        if step is None:
+            continue
         for axes, values in ((top, run.average_psnr), (bottom, curve)):
             axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
         top.axvline(step, color=colour, linestyle=dashes, linewidth=0.8, label=f"{name} chooses")

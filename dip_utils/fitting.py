@@ -7,6 +7,7 @@
 
 import contextlib
 import functools
+import math
 import signal
 import time
 
@@ -20,7 +21,7 @@ from .network import Generator
 from .problem import Problem
 from .runs import Fit
 from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
-from .stopping import Criterion
+from .stopping import Criterion, HoldOut
 
 keep_freed_memory()
 
@@ -40,7 +41,7 @@ def _own_stream(device):
     return torch.cuda.stream(stream)
 
 
-def _check(network, z, target, operator, regularizer, reference, keep, start, steps, precision, device):
+def _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device):
     """Raise for arguments that do not fit together, before any work."""
     if not isinstance(network, Generator):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or Pixels")
@@ -75,10 +76,12 @@ def _check(network, z, target, operator, regularizer, reference, keep, start, st
     if regularizer is not None:
         if not callable(regularizer):
             raise TypeError(f"regularizer: got {type(regularizer).__name__}; wants a function of a tensor (1, C, H, W)")
-        value = regularizer(torch.zeros(1, *shape))
-        if not isinstance(value, torch.Tensor) or value.ndim:
+        with torch.enable_grad():
+            value = regularizer(torch.zeros(1, *shape, requires_grad=True))
+        if not isinstance(value, torch.Tensor) or value.ndim or not value.requires_grad:
             raise TypeError(
-                "regularizer: got one that returns no number; wants one that returns a tensor without dimensions"
+                "regularizer: got one that returns no number with a gradient; "
+                "wants one that returns a tensor without dimensions"
             )
     if reference is not None:
         check_image("reference", reference, bounded=False)
@@ -91,12 +94,16 @@ def _check(network, z, target, operator, regularizer, reference, keep, start, st
         check_integer("keep", step, 0)
         if not first <= step <= first + steps:
             raise ValueError(f"keep: got {step}; wants steps from {first} to {first + steps}")
+    if trace > math.prod(shape):
+        raise ValueError(f"trace: got {trace}; wants at most {math.prod(shape)}, the values of an output")
     if start is not None:
         check_same_shape("target", target, "the target of start", start.target)
         wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
         had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
         if wanted != had:
             raise ValueError("start: got a run of another network; wants one of a network built like this one")
+        if isinstance(stop, HoldOut) and bytes(start.state["stop.kind"].tolist()).decode() != stop.kind():
+            raise ValueError("stop: got a HoldOut, but the run in start has fitted the values that it would leave out")
 
 
 def fit(
@@ -155,7 +162,8 @@ def fit(
         the untrained network, `steps` the last output.
     trace : int
         How many values of the output to record at every step, at random places:
-        what a criterion needs to be tried on the finished run.
+        what a criterion needs to be tried on the finished run. Takes four bytes
+        for each value and step.
     stop : WindowedVariance, ExponentialVariance or HoldOut, optional
         Ends the run when it has run out of patience, and remembers the average
         at the step that it chooses. It never sees `reference`.
@@ -207,7 +215,7 @@ def fit(
     device = choose_device(device)
     precision = choose_precision(precision, device)
     generator = seeded(seed, device=device)
-    _check(network, z, target, operator, regularizer, reference, keep, start, steps, precision, device)
+    _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device)
 
     try:
         with stop_button() as presses, _own_stream(device):
@@ -247,7 +255,7 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
     if start is not None:
         step, earlier = start.steps, start.seconds
         run.kept, run.remarks, run.planned = dict(start.kept), list(start.remarks), step + steps
-        problem.resume(start.state)
+        problem.resume(start)
     problem.make_room(run.planned + 1)
     guard, watcher = Guard(problem, run, step), Watcher(watch, begun, presses)
     try:
@@ -265,7 +273,7 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
             step = guard.check(step)
             # Only where the guard has waited for the device anyway.
             if guard.checked == step and problem.ended(step):
-                run.stopped = True
+                run.stopped = step < run.planned and not run.diverged
                 break
     except KeyboardInterrupt:
         # Raised inside a step, by `operator`; a second press of ■ means it.

@@ -66,7 +66,7 @@ def check_memory(network, height, width, *, precision, device):
 
 def too_large(network, height, width, precision, device, free, what):
     """The error that names the largest size that would fit."""
-    unit = network.smallest_side - 1
+    unit = max(1, network.smallest_side - 1)
     # Of the same shape, in multiples that the network halves exactly.
     advice = "no size of this shape would fit"
     for share in range(63, 0, -1):

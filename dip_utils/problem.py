@@ -39,8 +39,10 @@ class Problem:
         # Weights, output and loss; the activations alone may be of fewer bits.
         self.exact = torch.promote_types(precision, torch.float32)
         self.network = network.to(device, self.exact, memory_format=torch.channels_last)
-        self.operator = copy.deepcopy(operator).to(device, self.exact) if isinstance(operator, nn.Module) else operator
-        self.regularizer = regularizer
+        self.operator, self.regularizer = (
+            copy.deepcopy(function).to(device, self.exact) if isinstance(function, nn.Module) else function
+            for function in (operator, regularizer)
+        )
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
         self.noise = torch.empty_like(self.z)
@@ -105,19 +107,26 @@ class Problem:
         """A copy on the CPU of all that a run needs to go on."""
         saved = {name: tensor.cpu().clone() for name, tensor in self.state().items()}
         saved |= {f"record.{name}": record[:step].cpu() for name, record in zip(self.names, self.records, strict=True)}
-        return saved | {"trace": self.trace[:step].cpu(), "generator": self.generator.get_state()}
+        return saved | {"stop.kind": self.kind(), "generator": self.generator.get_state()}
 
-    def resume(self, saved):
-        """Take up a saved state, on this device or from another."""
+    def kind(self):
+        """The criterion's name and settings, as a tensor for the file."""
+        return torch.tensor(list(self.stop.kind().encode() if self.stop else b""), dtype=torch.uint8)
+
+    def resume(self, start):
+        """Take up the state of a run, from this device or from another."""
+        saved = start.state
+        if not torch.equal(saved["stop.kind"], self.kind()):
+            # Values of another criterion cannot be compared with this one's.
+            saved = {name: tensor for name, tensor in saved.items() if "stop." not in name and "criterion" not in name}
         self.restore(saved)
         if saved["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(saved["generator"])
         unknown = torch.full_like(saved["record.loss"], math.nan)
         self.records = torch.stack([saved.get(f"record.{name}", unknown) for name in self.names]).to(self.records)
-        trace = saved["trace"]
-        if trace.shape[1] != len(self.traced):
-            trace = torch.full((len(trace), len(self.traced)), math.nan)
-        self.trace = trace.to(self.trace)
+        self.trace = self.trace.new_full((start.steps, len(self.traced)), math.nan)
+        if start.trace is not None and start.trace.shape[1] == len(self.traced):
+            self.trace.copy_(start.trace[: start.steps])
 
     def make_room(self, length):
         """Lengthen the records to this many steps."""
@@ -163,6 +172,9 @@ class Problem:
         if self.stop:
             values.append(self.stop.measure(self.output, self.average))
             better = (values[-1] < self.least) & (self.count >= self.stop.first)
+            if self.stop.patience:
+                # What comes between the end of patience and the next look of `ended` is too late.
+                better &= (self.chosen_step < 0) | (self.count - self.chosen_step <= self.stop.patience)
             for old, new in ((self.least, values[-1]), (self.chosen_step, self.count), (self.chosen, self.average)):
                 old.copy_(torch.where(better, new, old))
         self.records.index_copy_(1, self.count[None], torch.stack(values)[:, None])

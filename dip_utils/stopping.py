@@ -36,6 +36,12 @@ class Criterion:
         check_integer("first", first, 0)
         self.patience, self.first = patience, first
 
+    def kind(self):
+        """What the values of two runs must share to be compared: all settings but the patience."""
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
+        settings.pop("patience", None)
+        return f"{type(self).__name__} {sorted(settings.items())}"
+
     def choose(self, curve):
         """The step that the criterion takes on a curve of its values.
 
@@ -64,7 +70,7 @@ class _Variance(Criterion):
     def begin(self, target, output, operator):
         """Get ready for outputs like this one; return which target values may be fitted: all."""
         self.positions = some_positions(output.numel(), self.values).to(output.device)
-        self.start_over(output.new_zeros(len(self.positions)), output.device)
+        self.start_over(output.new_zeros(len(self.positions)))
 
     def measure(self, output, average):
         """The criterion at this step, from the output (1, C, H, W); a tensor without dimensions."""
@@ -84,8 +90,12 @@ class _Variance(Criterion):
         """
         if not isinstance(trace, torch.Tensor) or trace.ndim != 2:
             raise TypeError(f"trace: got {type(trace).__name__}; wants the trace of a run of fit(..., trace=1024)")
-        self.start_over(trace[0] * 0, trace.device)
-        return torch.stack([self.update(values) for values in trace]).numpy()
+        self.start_over(torch.zeros_like(trace[0]))
+        # A run that went on with a trace has none of its first steps.
+        known = trace.isfinite().all(dim=1)
+        curve = torch.full((len(trace),), torch.nan, dtype=trace.dtype)
+        curve[known] = torch.stack([self.update(values) for values in trace[known]])
+        return curve.numpy()
 
 
 class WindowedVariance(_Variance):
@@ -116,10 +126,10 @@ class WindowedVariance(_Variance):
         check_integer("values", values, 1)
         self.window, self.values = window, values
 
-    def start_over(self, like, device):
+    def start_over(self, zeros):
         """Empty the window."""
-        self.last = like.new_zeros(self.window, len(like))
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.last = zeros.new_zeros(self.window, len(zeros))
+        self.count = torch.zeros((), dtype=torch.int64, device=zeros.device)
         self.state = {"last": self.last, "count": self.count}
 
     def update(self, values):
@@ -155,10 +165,10 @@ class ExponentialVariance(_Variance):
         check_integer("values", values, 1)
         self.weight, self.values = weight, values
 
-    def start_over(self, like, device):
+    def start_over(self, zeros):
         """Forget all outputs."""
-        self.mean, self.variance = like.clone(), like.new_zeros(())
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.mean, self.variance = zeros.clone(), zeros.new_zeros(())
+        self.count = torch.zeros((), dtype=torch.int64, device=zeros.device)
         self.state = {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def update(self, values):
@@ -205,7 +215,7 @@ class HoldOut(Criterion):
         number = min(self.values, -(-target.numel() // 20))
         self.held = some_positions(target.numel(), number, self.seed).to(target.device)
         self.wanted, self.operator, self.state = target.flatten()[self.held], operator, {}
-        mask = torch.ones_like(target)
+        mask = target.new_ones(target.shape)
         mask.view(-1)[self.held] = 0
         return mask
 

@@ -63,9 +63,10 @@ def test_pixels_copy_whatever_they_are_given():
     assert run.loss[-1] < 1e-6
 
 
-def test_pixels_need_no_network_inside(photograph):
-    network = dip.Pixels(3, 32, 48)
-    assert network.parameter_count == 3 * 32 * 48
+def test_pixels_too_large_are_refused_like_networks(monkeypatch):
+    monkeypatch.setattr("dip_utils.memory.memory_free", lambda device: 1e6)
+    with pytest.raises(MemoryError, match="z: a fit of 32 × 48 needs about"):
+        dip.fit(dip.Pixels(3, 32, 48), torch.zeros(3, 32, 48), torch.zeros(3, 32, 48), steps=1)
 
 
 def test_total_variation_of_a_step_edge():
@@ -76,12 +77,11 @@ def test_total_variation_of_a_step_edge():
 
 
 def test_regularizer_is_added_to_what_is_minimised(z, photograph):
-    """With an operator that appends the regularizer to the residuals, the plain loop minimises the same."""
+    """(x − t)² + x²/2 and (x − 2t/3)² + (x − 2t/3)²/2 differ by a constant: they have the same gradient."""
     run = dip.fit(
         build(), z, photograph, steps=30, precision="float64", device="cpu",
         regularizer=lambda x: 0.5 * x.square().mean(),
     )  # fmt: skip
-    # (x - t)² + x²/2 = 3/2 (x - 2t/3)² + t²/3: a scaled problem with another target.
     _, outputs, _ = textbook(z, photograph, 30)
     scaled = dip.fit(
         build(), z, photograph * 2 / 3, steps=30, precision="float64", device="cpu",

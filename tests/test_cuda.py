@@ -69,3 +69,17 @@ def test_out_of_memory_becomes_advice_and_frees_what_it_held(z, photograph, monk
         dip.fit(network, torch.zeros(2, side, side), torch.zeros(3, side, side), steps=1, device="cuda")
     assert torch.cuda.memory_allocated() < 1e9
     assert fit(z, photograph).steps == 60
+
+
+@pytest.mark.parametrize(
+    "stop", [dip.HoldOut(first=5), dip.WindowedVariance(window=8, first=10), dip.ExponentialVariance(first=5)]
+)
+def test_criteria_are_part_of_the_graph(z, photograph, stop, monkeypatch):
+    options = {"precision": "float64", "stop": stop, "trace": 100}
+    graph = fit(z, photograph, **options)
+    monkeypatch.setattr("dip_utils.problem.WARM_UP_STEPS", 10**9)
+    eager = fit(z, photograph, **options)
+    assert graph.remarks == eager.remarks == []
+    assert np.allclose(graph.criterion, eager.criterion, rtol=1e-5)
+    assert graph.chosen_step == eager.chosen_step and torch.allclose(graph.chosen, eager.chosen, atol=1e-5)
+    assert torch.allclose(graph.trace, eager.trace, atol=1e-5)

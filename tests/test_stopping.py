@@ -70,7 +70,7 @@ def test_during_the_run_as_after_it(z, noisy, name):
 
 
 def test_trace_is_part_of_the_outputs(z, noisy):
-    run = fit(z, noisy, trace=10**6, keep=(0, 33))
+    run = fit(z, noisy, trace=noisy.numel(), keep=(0, 33))
     for step in (0, 33):
         assert torch.equal(run.trace[step].sort().values, run.kept[step].flatten().sort().values)
 
@@ -144,19 +144,88 @@ def test_sixty_and_forty_steps_are_a_hundred_to_the_bit(z, noisy, name, tmp_path
 
 def test_run_without_a_criterion_may_go_on_with_one(z, noisy):
     part = fit(z, noisy, 30)
-    rest = fit(z, noisy, 60, start=part, stop=CRITERIA["hold-out"](patience=None), trace=5)
-    assert np.isnan(rest.criterion[:30]).all() and np.isfinite(rest.criterion[30:]).all()
-    assert rest.chosen_step >= 30 and rest.trace.shape == (91, 5)
+    rest = fit(z, noisy, 60, start=part, stop=CRITERIA["windowed"](patience=None, values=50), trace=50)
+    assert np.isnan(rest.criterion[:30]).all() and np.isfinite(rest.criterion[40:]).all()
+    assert rest.chosen_step >= 39 and rest.trace.shape == (91, 50)
+    afterwards = CRITERIA["windowed"]().curve(rest.trace)
+    assert np.allclose(afterwards[40:], rest.criterion[40:], rtol=1e-4) and np.isnan(afterwards[:30]).all()
 
 
-def test_criterion_survives_a_divergence(z, noisy):
+@pytest.mark.parametrize("window", [10, 12])
+def test_another_criterion_begins_anew(z, noisy, window):
+    """What another criterion has chosen, or the same with other settings, says nothing about this one."""
+    part = fit(z, noisy, 30, stop=dip.WindowedVariance(window=8, first=10))
+    stops = [dip.WindowedVariance(window=window, first=10), dip.ExponentialVariance(first=10)]
+    for stop in stops:
+        rest = fit(z, noisy, 30, start=part, stop=stop)
+        assert np.isnan(rest.criterion[:30]).all() and rest.chosen_step >= 30
+
+
+def test_hold_out_is_refused_where_its_values_were_fitted(z, noisy):
+    for earlier in (None, dip.HoldOut(seed=1), dip.HoldOut(values=7)):
+        part = fit(z, noisy, 30, stop=earlier)
+        with pytest.raises(ValueError, match="stop: got a HoldOut, but the run in start has fitted the values"):
+            fit(z, noisy, 30, start=part, stop=dip.HoldOut())
+    part = fit(z, noisy, 30, stop=dip.HoldOut(patience=None))
+    assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(patience=7)).steps > 30
+
+
+class Scripted(dip.HoldOut):
+    """A criterion whose values are known."""
+
+    def __init__(self, curve, **options):
+        super().__init__(**options)
+        self.script = curve
+
+    def begin(self, target, output, operator):
+        self.now, self.script_here = 0, torch.tensor(self.script, dtype=output.dtype)
+        return super().begin(target, output, operator)
+
+    def measure(self, output, average):
+        self.now += 1
+        return self.script_here[self.now - 1]
+
+
+def test_what_comes_after_patience_is_too_late(z, noisy):
+    """`fit` looks every 25 steps; it must choose what a look at every step would have chosen."""
+    curve = [9.0] * 10 + [5.0] + [9.0] * 12 + [1.0] + [9.0] * 80
+    stop = Scripted(curve, patience=8, first=2)
+    run = fit(z, noisy, 100, stop=stop)
+    assert run.chosen_step == stop.choose(curve) == 10
+    assert run.stopped and run.steps == 25
+    patient = Scripted(curve, patience=13, first=2)
+    assert fit(z, noisy, 100, stop=patient).chosen_step == patient.choose(curve) == 23
+
+
+def test_patience_that_ends_with_the_run_has_stopped_nothing(z, noisy):
+    run = fit(z, noisy, 25, stop=Scripted([1.0] + [9.0] * 30, patience=10, first=0))
+    assert run.chosen_step == 0 and not run.stopped
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_in_short_floats(z, noisy, name):
+    run = fit(z, noisy, 60, stop=CRITERIA[name](patience=None), precision="bfloat16")
+    assert np.isfinite(run.criterion[20:]).all() and run.chosen_step >= 20
+
+
+def test_target_in_another_memory_order(z, noisy):
+    turned = noisy.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not turned.is_contiguous()
+    runs = [fit(z, target, stop=dip.HoldOut(patience=None)) for target in (noisy, turned)]
+    assert np.array_equal(runs[0].criterion, runs[1].criterion)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_survives_a_divergence(z, noisy, name):
     calls = []
 
     def spoiling(x):
-        calls.append(1)
-        return x * float("nan") if len(calls) == 61 else x
+        # Hold-out applies the operator to the average too, without a gradient.
+        calls.append(x.requires_grad)
+        return x * float("nan") if x.requires_grad and sum(calls) == 61 else x
 
-    run = fit(z, noisy, 100, operator=spoiling, stop=CRITERIA["windowed"](patience=None))
+    run = fit(z, noisy, 100, operator=spoiling, stop=CRITERIA[name](patience=None))
+    assert len(run.remarks) == 1 and "going on from step" in run.remarks[0]
     assert run.steps == 100 and np.isfinite(run.criterion[20:]).all()
     assert run.chosen_step == 20 + np.argmin(run.criterion[20:])
 
