@@ -1,4 +1,4 @@
-"""Does the fast step change the result? The quick denoising run over several seeds, both ways.
+"""Does the fast step change the result? 600 steps of denoising at 128 × 128 over several seeds, both ways.
 
 The slow way: float32 and the plain forms of `dip_utils.kernels`. The fast way: as
 `fit` does it on this machine. Prints the PSNR of the average at the end.
@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     seeds = range(parser.parse_args().seeds)
     large = networks.LARGE
-    clean = dip.resize(dip.crop(dip.sample("astronaut"), 192, 192, top=30, left=140), 96, 96)
+    clean = dip.resize(dip.crop(dip.sample("astronaut"), 256, 256, top=0, left=92), 128, 128)
     noisy = dip.add_gaussian_noise(clean, 25 / 255, seed=0)
     ways = {"float32, plain forms": ("float32", 2**62), "as fit does it": ("auto", large)}
     print("seed                  " + "".join(f"{seed:8}" for seed in seeds) + "    mean     std")
