@@ -265,7 +265,9 @@ def plot_stopping(run, criteria, chosen):
     for position, (name, curve) in enumerate(criteria.items()):
         colour, dashes = MARKS[position]
         curve = np.where(np.isfinite(curve), curve, np.nan)
-        curve = curve / np.nanmin(curve[len(curve) // 20 :])
+        # The first outputs say nothing: a running variance begins at zero.
+        curve[: min(100, len(curve) // 10)] = np.nan
+        curve /= np.nanmin(curve)
         bottom.plot(curve, color=colour, linestyle=dashes, linewidth=1.2, label=name)
         step = chosen[name]
         if step is None:
