@@ -42,7 +42,7 @@ FLAGS = [
 ]
 VIEW = {"width": 1280, "height": 900}
 #: Seconds that a whole notebook may take at the smoke budget.
-LONGEST_RUN = 900
+LONGEST_RUN = 480
 
 #: A fit that nobody waits for, and what must follow it.
 STOP = [
