@@ -21,6 +21,12 @@ STRENGTHS = {
 }
 
 
+def check_method(method):
+    """Raise unless there is such a denoiser."""
+    if method not in STRENGTHS:
+        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
+
+
 def denoise(noisy, method, sigma, strength):
     """Remove noise with one of scikit-image's denoisers.
 
@@ -44,8 +50,7 @@ def denoise(noisy, method, sigma, strength):
     check_image("noisy", noisy)
     check_number("sigma", sigma, above=0)
     check_number("strength", strength, above=0)
-    if method not in STRENGTHS:
-        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
+    check_method(method)
     colour = len(noisy) > 1
     image, axis = (noisy.numpy(), 0) if colour else (noisy[0].numpy(), None)
     if method == "Gaussian blur":
@@ -81,8 +86,7 @@ def tune_denoiser(photographs, method, sigma):
     -------
     float
     """
-    if method not in STRENGTHS:
-        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
+    check_method(method)
     if not photographs:
         raise ValueError("photographs: got none; wants at least one")
     noisy = [add_gaussian_noise(clean, sigma, seed=seed) for seed, clean in enumerate(photographs)]

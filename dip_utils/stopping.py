@@ -67,6 +67,11 @@ class Criterion:
 class _Variance(Criterion):
     """A criterion on how much the outputs of neighbouring steps differ."""
 
+    def __init__(self, patience, first, values):
+        super().__init__(patience, first)
+        check_integer("values", values, 1)
+        self.values = values
+
     def begin(self, target, output, operator):
         """Get ready for outputs like this one; return which target values may be fitted: all."""
         self.positions = some_positions(output.numel(), self.values).to(output.device)
@@ -121,10 +126,9 @@ class WindowedVariance(_Variance):
     """
 
     def __init__(self, window=100, patience=1000, first=200, values=2048):
-        super().__init__(patience, first)
+        super().__init__(patience, first, values)
         check_integer("window", window, 2)
-        check_integer("values", values, 1)
-        self.window, self.values = window, values
+        self.window = window
 
     def start_over(self, zeros):
         """Empty the window."""
@@ -158,12 +162,11 @@ class ExponentialVariance(_Variance):
     """
 
     def __init__(self, weight=0.1, patience=1000, first=200, values=2048):
-        super().__init__(patience, first)
+        super().__init__(patience, first, values)
         check_number("weight", weight, above=0)
         if weight >= 1:
             raise ValueError(f"weight: got {weight}; wants a number below 1")
-        check_integer("values", values, 1)
-        self.weight, self.values = weight, values
+        self.weight = weight
 
     def start_over(self, zeros):
         """Forget all outputs."""
