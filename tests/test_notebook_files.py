@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PICTURES = ("image/png", "image/jpeg")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -29,6 +30,11 @@ def code(notebook):
 
 def outputs(cells):
     return [output for cell in cells for output in cell.outputs]
+
+
+def shown(output):
+    """Which kinds of picture an output holds."""
+    return [kind for kind in PICTURES if kind in output.get("data", {})]
 
 
 def test_there_are_three():
@@ -60,21 +66,21 @@ def test_only_the_machine_line_is_not_compared(code):
 
 def test_no_output_that_only_a_kernel_can_show(code):
     kinds = {kind for output in outputs(code) for kind in output.get("data", {})}
-    assert kinds <= {"image/png", "text/plain", "text/html", "text/markdown"}
+    assert kinds <= {*PICTURES, "text/plain", "text/html", "text/markdown"}
 
 
 def test_every_figure_has_its_paragraph(notebook):
     """Below a cell that shows a picture stands text, or one more code cell and then text."""
     cells = notebook.cells
     for index, cell in enumerate(cells):
-        if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])):
+        if any(shown(output) for output in cell.get("outputs", [])):
             assert "markdown" in [following.cell_type for following in cells[index + 1 : index + 3]], cell.source
 
 
 def test_pictures_have_alternative_texts(code):
-    pictures = [output for output in outputs(code) if "image/png" in output.get("data", {})]
+    pictures = [(output, kind) for output in outputs(code) for kind in shown(output)]
     assert pictures
-    assert all(output.metadata["image/png"]["alt"] for output in pictures)
+    assert all(output.metadata[kind]["alt"] for output, kind in pictures)
     pages = [output.data["text/html"] for output in outputs(code) if "text/html" in output.get("data", {})]
     for page in pages:
         assert page.count("<img ") == page.count('<img alt="') - page.count('<img alt=""')
