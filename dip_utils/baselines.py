@@ -1,9 +1,8 @@
 """What one would use instead: classical denoisers, and pixels without a network."""
 
 import numpy as np
+import skimage  # loads its parts when they are first used
 import torch
-from skimage.filters import gaussian
-from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
 from torch import nn
 
 from .corruption import add_gaussian_noise
@@ -54,15 +53,15 @@ def denoise(noisy, method, sigma, strength):
     colour = len(noisy) > 1
     image, axis = (noisy.numpy(), 0) if colour else (noisy[0].numpy(), None)
     if method == "Gaussian blur":
-        clean = gaussian(image, strength, channel_axis=axis)
+        clean = skimage.filters.gaussian(image, strength, channel_axis=axis)
     elif method == "total variation":
-        clean = denoise_tv_chambolle(image, weight=strength, channel_axis=axis)
+        clean = skimage.restoration.denoise_tv_chambolle(image, weight=strength, channel_axis=axis)
     elif method == "non-local means":
-        clean = denoise_nl_means(
+        clean = skimage.restoration.denoise_nl_means(
             image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=axis
         )
     else:
-        clean = denoise_wavelet(
+        clean = skimage.restoration.denoise_wavelet(
             image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=colour, channel_axis=axis
         )
     return torch.from_numpy(np.asarray(clean, dtype=np.float32)).reshape(noisy.shape).clamp(0, 1)

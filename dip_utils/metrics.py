@@ -3,10 +3,8 @@
 import math
 
 import numpy as np
+import skimage  # loads its parts when they are first used
 import torch
-from skimage.color import rgb2ycbcr
-from skimage.filters import window
-from skimage.metrics import structural_similarity
 
 from .images import check_image, check_same_shape
 from .runtime import check_integer, check_number
@@ -74,7 +72,7 @@ def ssim(reference, image):
     if min(reference.shape[1:]) < 11:
         raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants at least 11 pixels on each side")
     return float(
-        structural_similarity(
+        skimage.metrics.structural_similarity(
             reference.numpy(),
             image.numpy(),
             channel_axis=0,
@@ -101,7 +99,7 @@ def luma(image):
     check_image("image", image, bounded=False)
     if len(image) != 3:
         raise ValueError(f"image: got {len(image)} channels; wants 3")
-    return torch.from_numpy(rgb2ycbcr(image.double().numpy(), channel_axis=0)[:1] / 255).float()
+    return torch.from_numpy(skimage.color.rgb2ycbcr(image.double().numpy(), channel_axis=0)[:1] / 255).float()
 
 
 def share_explained(target, loss):
@@ -177,7 +175,7 @@ def radial_power(image, *, bands=16):
     if min(height, width) < 2 * bands:
         raise ValueError(f"image: got {height} × {width}; wants at least {2 * bands} on each side for {bands} bands")
     pixels = image.double().numpy()
-    taper = window("hann", (height, width))
+    taper = skimage.filters.window("hann", (height, width))
     pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) * taper
     power = (np.abs(np.fft.fft2(pixels)) ** 2).mean(axis=0) / (taper**2).sum()
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
