@@ -46,6 +46,8 @@ def fit_case(case):
     z = dip.random_input(case["input_channels"], *target.shape[1:], seed=case["seed"])
     options = dict(reference=reference, device=case["device"], precision=case["precision"], seed=case["seed"])
     warm = dip.fit(network, z, target, steps=max(1, case["warm"]), **options)
+    if not case["warm"]:
+        network = dip.SkipNetwork(**shape, seed=case["seed"])
     after = dip.fit(network, z, target, steps=case["steps"], start=warm if case["warm"] else None, **options)
     seconds = after.seconds - (warm.seconds if case["warm"] else 0)
     peak = peak_memory()

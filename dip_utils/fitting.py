@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import signal
+import threading
 import time
 
 import numpy as np
@@ -16,19 +17,25 @@ import torch
 
 from .guarding import Guard, Watcher, stop_button
 from .images import check_image, check_same_shape
-from .memory import check_memory, free_memory, memory_free, too_large
+from .memory import available_memory, check_memory, release_memory, too_large
 from .network import Generator
 from .problem import Problem
 from .runs import Fit
 from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
 from .stopping import Criterion, HoldOut
 
+#: What PyTorch says when the system gives it no memory, on Linux and macOS, and on Windows.
+ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
+
 keep_freed_memory()
 
 
 @functools.cache
-def _side_stream(device):
-    """One for all fits: PyTorch keeps the memory that it may use again by stream."""
+def _side_stream(device, thread):
+    """One for all fits of a thread: PyTorch keeps the memory that it may use again by stream.
+
+    A thread must not launch anything on the stream on which another one captures a graph.
+    """
     return torch.cuda.Stream(device)
 
 
@@ -36,7 +43,7 @@ def _own_stream(device):
     """On CUDA a stream that is not the default one: a graph cannot be captured there."""
     if device.type != "cuda":
         return contextlib.nullcontext()
-    stream = _side_stream(device)
+    stream = _side_stream(device, threading.get_ident())
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)
 
@@ -67,9 +74,12 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
     else:
         if not callable(operator):
             raise TypeError(f"operator: got {type(operator).__name__}; wants a function of a tensor (1, C, H, W)")
-        small = operator(torch.zeros(1, *shape))
+        with torch.enable_grad():
+            small = operator(torch.zeros(1, *shape, requires_grad=True))
         if not isinstance(small, torch.Tensor):
             raise TypeError(f"operator: got one that returns {type(small).__name__}; wants one that returns a tensor")
+        if not small.requires_grad:
+            raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
         made, maker = tuple(small.shape[1:]), "the operator makes of the network's output"
     if tuple(target.shape) != made:
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {made}, what {maker}")
@@ -98,6 +108,10 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
         raise ValueError(f"trace: got {trace}; wants at most {math.prod(shape)}, the values of an output")
     if start is not None:
         check_same_shape("target", target, "the target of start", start.target)
+        if not torch.equal(target, start.target):
+            raise ValueError("start: got a run on another target; wants one on this target")
+        if tuple(start.output.shape) != shape:
+            raise ValueError(f"start: got a run with outputs of {tuple(start.output.shape)}; wants {shape}")
         wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
         had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
         if wanted != had:
@@ -221,31 +235,24 @@ def fit(
         with stop_button() as presses, _own_stream(device):
             try:
                 problem = Problem(
-                    network,
-                    z,
-                    target,
-                    operator,
-                    regularizer,
-                    reference,
-                    learning_rate,
-                    input_noise,
-                    stop,
-                    trace,
-                    device,
-                    precision,
-                    generator,
-                )
+                    network, z, target,
+                    operator=operator, regularizer=regularizer, reference=reference, learning_rate=learning_rate,
+                    input_noise=input_noise, stop=stop, trace=trace, device=device, precision=precision,
+                    generator=generator,
+                )  # fmt: skip
                 return _optimize(problem, target, reference, int(steps), keep, start, watch, presses)
             finally:
                 network.zero_grad()
                 network.to("cpu", torch.float32)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(
+            words in str(error) for words in ALLOCATION_FAILED
+        ):
             raise
         # Its traceback holds what was allocated; it is gone when this block is left.
         problem = None
-    free_memory(device)
-    raise too_large(network, *z.shape[1:], precision, device, memory_free(device), "ran out of memory")
+    release_memory(device)
+    raise too_large(network, *z.shape[1:], precision, device, available_memory(device), "ran out of memory")
 
 
 def _optimize(problem, target, reference, steps, keep, start, watch, presses):
@@ -283,6 +290,8 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
         step = guard.go_back()
     if not guard.is_sound(step):
         step = guard.go_back()
+    elif guard.doubtful:
+        run.say("The last losses are high after a jump: the last output may be the worse for it.")
     run.state = problem.saved_state(step)
     # The graph holds the memory of a whole step.
     problem.graph = None

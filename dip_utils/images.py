@@ -75,16 +75,16 @@ def load_image(path, *, longest=None, multiple=32):
     """Read an image file and say in one line what was done to it.
 
     Greyscale files without transparency give one channel, all others three.
-    Transparency is laid
-    over white, EXIF rotation is applied, of an animation the first frame is
-    taken.
+    Transparency is laid over white, EXIF rotation is applied, of an animation
+    the first frame is taken.
 
     Parameters
     ----------
     path : str or Path
         Any format that Pillow reads.
     longest : int, optional
-        Shrink so that the longer side has at most this many pixels.
+        Shrink so that the longer side has at most this many pixels, but the
+        shorter one no fewer than twice `multiple`.
     multiple : int
         Crop, centred, so that both sides are multiples of this; 32 = 2⁵ lets
         the five scales of the published networks halve them exactly.
@@ -100,11 +100,13 @@ def load_image(path, *, longest=None, multiple=32):
         If there is no file at `path`.
     ValueError
         If the file is empty, truncated, not an image, larger than Pillow's
-        limit for decompression, or smaller than `multiple`.
+        limit for decompression, or has a side of less than twice `multiple`.
     """
     if longest is not None:
         check_integer("longest", longest, 1)
     check_integer("multiple", multiple, 1)
+    # A network that halves an image to one pixel in some side has nothing to reflect there.
+    least = 2 * multiple if multiple > 1 else 1
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"path: got the folder {str(path)!r}; wants an image file")
@@ -114,7 +116,7 @@ def load_image(path, *, longest=None, multiple=32):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
-                pixels, done = _decode(file, longest)
+                pixels, done = _decode(file, longest, least)
     except UnidentifiedImageError as error:
         what = "an empty file" if path.stat().st_size == 0 else "a file that is not an image"
         raise ValueError(f"path: got {str(path)!r}, {what}; wants one that Pillow can read") from error
@@ -124,10 +126,10 @@ def load_image(path, *, longest=None, multiple=32):
         raise ValueError(f"path: got {str(path)!r}, which cannot be read, it may be truncated: {error}") from error
     image = torch.from_numpy(np.atleast_3d(pixels)).movedim(2, 0).contiguous()
     height, width = (side // multiple * multiple for side in image.shape[-2:])
-    if height == 0 or width == 0:
+    if min(height, width) < least:
         raise ValueError(
             f"path: got {str(path)!r} of {image.shape[1]} × {image.shape[2]} pixels (height × width); "
-            f"wants at least {multiple} on each side"
+            f"wants at least {least} on each side"
         )
     if (height, width) != image.shape[-2:]:
         done.append(f"cropped from {image.shape[1]} × {image.shape[2]} to {height} × {width}, multiples of {multiple}")
@@ -137,7 +139,7 @@ def load_image(path, *, longest=None, multiple=32):
     return image
 
 
-def _decode(file, longest):
+def _decode(file, longest, least):
     """Pixels of an open file as float32 (H, W) or (H, W, 3), and what was done to them."""
     done = []
     if getattr(file, "n_frames", 1) > 1:
@@ -170,9 +172,9 @@ def _decode(file, longest):
     pixels = np.asarray(picture, dtype=np.float32) / white
     if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
         raise OSError(f"it has values outside of 0 to {white}")
-    if longest and max(picture.size) > longest:
-        before = picture.size
-        scale = longest / max(before)
+    before = picture.size
+    scale = max(longest / max(before), least / min(before)) if longest else 1
+    if scale < 1:
         picture = picture.resize([max(1, round(side * scale)) for side in before], Image.Resampling.LANCZOS)
         pixels = np.asarray(picture, dtype=np.float32) / white
         done.append(f"shrunk from {before[1]} × {before[0]} to {picture.size[1]} × {picture.size[0]}")
@@ -248,6 +250,6 @@ def save_image(image, path):
         If `image` is not an image, or Pillow does not know the ending.
     """
     check_image("image", image)
-    if Path(path).suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
         raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .png, .jpg or the like")
     Image.fromarray(to_uint8(image)).save(path)

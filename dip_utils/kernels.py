@@ -20,6 +20,7 @@ its moments are taken from y, so that three large images are never made.
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
@@ -41,7 +42,7 @@ def border_steps(y, dim):
 
 
 class Survey(torch.autograd.Function):
-    """All that the join needs of y.
+    """Statistics and border terms of y that the join needs.
 
     y with its border replicated; mean and mean square of y enlarged, per channel;
     the steps at its border. In one function, so that the backward pass adds up the
@@ -58,6 +59,7 @@ class Survey(torch.autograd.Function):
         return padded, mean, square, border_steps(y, 2), border_steps(y, 3)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, padded, mean, square, rows, columns):
         (smooth,) = ctx.saved_tensors
         pixels = smooth.numel() // smooth.shape[1]
@@ -82,6 +84,7 @@ class AddToBorder(torch.autograd.Function):
         return x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         height, width = gradient.shape[-2:]
         return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1]
@@ -106,7 +109,7 @@ def join_and_convolve(skip, y, norm, convolution):
     """
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y)
-    scale = norm.weight[skips:] * torch.rsqrt(square - mean * mean + norm.eps)
+    scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
     shift = norm.bias[skips:] - scale * mean
     weight = convolution.weight[:, skips:]
     bias = (convolution.bias + weight.sum((2, 3)) @ shift).to(y.dtype)
@@ -164,6 +167,7 @@ class NarrowBatchNorm(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         rows, weight, mean, variance = ctx.saved_tensors
         count = rows.numel() // mean.numel()

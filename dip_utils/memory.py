@@ -11,6 +11,8 @@ import gc
 import psutil
 import torch
 
+from .runtime import release_freed_memory
+
 #: Activations alive at the peak of a step, for each channel and pixel of a scale.
 LIVE_ACTIVATIONS = 15
 #: The same where the plain form of the join is used: on CUDA, not yet measured there.
@@ -41,7 +43,7 @@ def memory_needed(network, height, width, *, precision, device):
     return int(LIBRARIES + BYTES_PER_PARAMETER * network.parameter_count + activations + images)
 
 
-def memory_free(device):
+def available_memory(device):
     """Bytes that a fit may still take on this device."""
     if device.type == "cuda":
         # What PyTorch holds unused counts as free.
@@ -59,7 +61,11 @@ def check_memory(network, height, width, *, precision, device):
         Names the largest size of this shape that would fit.
     """
     needed = memory_needed(network, height, width, precision=precision, device=device)
-    free = memory_free(device)
+    free = available_memory(device)
+    if needed > free:
+        # What earlier fits have left in the allocator can be had back.
+        release_memory(device)
+        free = available_memory(device)
     if needed > free:
         raise too_large(network, height, width, precision, device, free, f"needs about {needed / 1e9:.1f} GB")
 
@@ -77,8 +83,10 @@ def too_large(network, height, width, precision, device, free, what):
     return MemoryError(f"z: a fit of {height} × {width} {what}, {free / 1e9:.1f} GB are free on {device}; {advice}")
 
 
-def free_memory(device):
-    """Give back what a failed fit held."""
+def release_memory(device):
+    """Give back to the system what is held and not used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        release_freed_memory()

@@ -146,7 +146,7 @@ def steps_to_reach(curve, level):
 
 
 def radial_power(image, *, bands=16):
-    """The power spectrum, averaged over directions: how much there is of coarse and of fine.
+    """The power spectrum, averaged over directions: the power in low and in high spatial frequencies.
 
     Parameters
     ----------

@@ -12,9 +12,9 @@ from .kernels import NarrowBatchNorm, join_and_convolve
 from .runtime import check_integer, check_number, seeded
 
 LEAK = 0.2
-#: From so many numbers in a tensor on, the forms in `kernels` are faster on the CPU.
+#: From this many numbers in a tensor on, the forms in `kernels` are faster on the CPU.
 LARGE = 2**18
-#: Up to so many channels, `NarrowBatchNorm` is.
+#: Up to this many channels, `NarrowBatchNorm` is faster.
 NARROW = 32
 
 #: Requirement 1 of the report: 572,827 parameters.
@@ -122,7 +122,7 @@ class Generator(nn.Module):
 
     @property
     def parameter_count(self):
-        """Number of trainable numbers."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

@@ -7,6 +7,7 @@ stands in their place. Core widgets of ipywidgets 7.7 and above.
 import html
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import ipywidgets
@@ -14,6 +15,7 @@ from IPython.display import display
 
 from .figures import bundle, draw_images, png
 from .images import check_image, load_image, save_image
+from .widgets import DRAWING_SHARE
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -136,6 +138,7 @@ class OwnImagePanel:
         if self.thread is not None and self.thread.is_alive():
             return
         self.stopping.clear()
+        self.begun, self.spent = time.perf_counter(), 0.0
         self.start.disabled, self.stop.disabled, self.save.disabled = True, False, True
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
@@ -143,9 +146,13 @@ class OwnImagePanel:
     def _watch(self, run):
         if self.stopping.is_set() and run.running:
             raise KeyboardInterrupt
+        before = time.perf_counter()
+        # Less than `fit` allows: it goes on to call, and the stop button is heard here.
+        if run.running and self.spent > DRAWING_SHARE * (before - self.begun):
+            return
         pictures = {"what the fit sees": run.target, "average of the outputs": run.average}
-        # Few pixels: `fit` calls as often as the drawing is cheap, and the stop button is heard here.
         self.picture.value = png(draw_images(pictures, dpi=72))
+        self.spent += time.perf_counter() - before
         quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
         self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
 

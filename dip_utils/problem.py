@@ -24,6 +24,7 @@ class Problem:
         network,
         z,
         target,
+        *,
         operator,
         regularizer,
         reference,
@@ -66,7 +67,7 @@ class Problem:
             *(["criterion"] * bool(stop)),
         ]
         self.records = torch.empty(len(self.names), 0, dtype=self.exact, device=device)
-        self.traced = some_positions(self.output.numel(), trace).to(device)
+        self.traced = some_positions(self.output.numel(), trace, "trace").to(device)
         self.trace = torch.empty(0, len(self.traced), dtype=self.exact, device=device)
         self.mask = None
         # A copy: one criterion may serve several fits.

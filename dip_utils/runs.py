@@ -22,7 +22,8 @@ class Fit:
     Attributes
     ----------
     loss : ndarray, (steps + 1,)
-        Mean squared error of d(output) against the target.
+        Mean squared error of d(output) against the target; with `HoldOut`, over
+        the values that are fitted.
     psnr, average_psnr : ndarray, (steps + 1,), or None
         PSNR in dB of the output and of the average; None without a reference.
     criterion : ndarray, (steps + 1,), or None

@@ -178,6 +178,14 @@ def keep_freed_memory():
     """
     if os.environ.get("DIP_ALLOCATOR") == "default" or platform.libc_ver()[0] != "glibc":
         return False
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_threshold, most_mmaps = -1, -3, -4
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 2**31 - 1))
+    # Older versions refuse so large a threshold.
+    from_heap = mallopt(mmap_threshold, 1 << 30) or mallopt(most_mmaps, 0)
+    return bool(mallopt(trim_threshold, 2**31 - 1) and from_heap)
+
+
+def release_freed_memory():
+    """Tell glibc to give back what it has kept; elsewhere do nothing."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

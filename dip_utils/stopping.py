@@ -12,9 +12,9 @@ import torch
 from .runtime import check_integer, check_number, seeded
 
 
-def some_positions(size, number, seed=0):
-    """Positions of some of `size` values, the same ones at every call."""
-    return torch.randperm(size, generator=seeded(seed, "positions"))[:number]
+def some_positions(size, number, purpose, seed=0):
+    """Positions of some of `size` values, the same at every call, unrelated to those for another purpose."""
+    return torch.randperm(size, generator=seeded(seed, purpose))[:number]
 
 
 class Criterion:
@@ -74,7 +74,7 @@ class _Variance(Criterion):
 
     def begin(self, target, output, operator):
         """Get ready for outputs like this one; return which target values may be fitted: all."""
-        self.positions = some_positions(output.numel(), self.values).to(output.device)
+        self.positions = some_positions(output.numel(), self.values, "trace").to(output.device)
         self.start_over(output.new_zeros(len(self.positions)))
 
     def measure(self, output, average):
@@ -191,9 +191,11 @@ class HoldOut(Criterion):
     Independent noise cannot be predicted from its neighbours. Where a value is
     not fitted, the squared error of the average against the *noisy* value is
     therefore, in expectation, its error against the clean value plus the
-    variance of the noise: a constant. Where the one is least, the other is. It
-    needs no noise level and no window. It costs the values left out, and says
-    nothing about noise that is alike in neighbours, such as that of JPEG.
+    variance of the noise, a constant: both are least at the same step. It needs
+    no noise level and no window. It costs the values left out. It asks for noise
+    that is independent from value to value and has mean zero. It says nothing
+    about noise that neighbours share, such as that of JPEG; where clipping moves
+    the mean, near 0 and 1, it measures the error against the moved value.
 
     Parameters
     ----------
@@ -216,7 +218,7 @@ class HoldOut(Criterion):
     def begin(self, target, output, operator):
         """Choose the values; return which ones may be fitted, ones and zeros of the target's shape."""
         number = min(self.values, -(-target.numel() // 20))
-        self.held = some_positions(target.numel(), number, self.seed).to(target.device)
+        self.held = some_positions(target.numel(), number, "held out", self.seed).to(target.device)
         self.wanted, self.operator, self.state = target.flatten()[self.held], operator, {}
         mask = target.new_ones(target.shape)
         mask.view(-1)[self.held] = 0

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import io
 import time
 from functools import partial
@@ -111,6 +112,7 @@ def _part(image, largest, centre):
 
 def _frame(image, name, caption, zoom, quality):
     """One frame: a JPEG, pixel for pixel."""
+    name = html.escape(name)
     height, width = image.shape[1:]
     buffer = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(buffer, "JPEG", quality=quality, subsampling=0)

@@ -4,6 +4,7 @@ import argparse
 import base64
 import io
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ def execute(path):
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
         problems = [str(failure)]
+    except KeyboardInterrupt:
+        problems = ["Interrupted: what was done so far is written."]
     client.say("")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     claims = [output for output in outputs if output.get("ename") == "AssertionError"]
@@ -148,7 +151,7 @@ def main():
     parser.add_argument("names", nargs="*", help="parts of the names of notebooks; all of them without it")
     arguments = parser.parse_args()
     if arguments.address is not None:
-        if not arguments.address.startswith("https://github.com/"):
+        if not re.fullmatch(r"https://github\.com/[\w-]+/[\w-][\w.-]*?/?(?<!\.git)", arguments.address):
             parser.error(f"--address: got {arguments.address!r}; wants https://github.com/OWNER/REPOSITORY")
         return set_address(arguments.address)
     budget = choose_budget()
@@ -172,6 +175,8 @@ def main():
         if problems:
             failed.append(path.name)
             print(*problems, sep="\n", file=sys.stderr, flush=True)
+        if problems and problems[-1].startswith("Interrupted"):
+            break
     print("\nWritten:", *written, sep="\n  ")
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}")

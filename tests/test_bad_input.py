@@ -82,6 +82,7 @@ CASES = {
         ["last", "'reference'"],
     ),
     "crop at half a pixel": (lambda: dip.crop(IMAGE, 8, 8, top=1.5), TypeError, ["top", "1.5", "integer"]),
+    "saved as what can only be read": (lambda: dip.save_image(IMAGE, "a.fli"), ValueError, ["path", "a.fli", ".png"]),
     "saved as nothing known": (lambda: dip.save_image(IMAGE, "a.foo"), ValueError, ["path", "a.foo", ".png"]),
     "unknown device": (lambda: fit(device="gpu"), ValueError, ["device", "'gpu'", "'cuda'"]),
     "absent device": (lambda: fit(device="cuda:99"), ValueError, ["device", "cuda:99", "CUDA devices"]),
@@ -98,6 +99,16 @@ CASES = {
         lambda: fit(start=fit(), z=Z[:, :16], target=IMAGE[:, :16]),
         ValueError,
         ["target", "(3, 16, 48)", "(3, 32, 48)"],
+    ),
+    "start on another picture": (
+        lambda: fit(start=fit(), target=1 - IMAGE),
+        ValueError,
+        ["start", "another target", "this target"],
+    ),
+    "operator without a gradient": (
+        lambda: fit(operator=lambda x: x.detach()),
+        TypeError,
+        ["operator", "no gradient", "differentiable"],
     ),
     "network without scales": (
         lambda: build(channels=(), skip_channels=()),
@@ -237,7 +248,7 @@ FILES = {
     "truncated.png": (broken_png, ValueError, ["truncated"]),
     "text.png": (lambda path: path.write_text("hello"), ValueError, ["not an image"]),
     "bomb.png": (bomb, ValueError, ["too large"]),
-    "pixel.png": (lambda path: Image.new("L", (1, 1)).save(path), ValueError, ["1 × 1", "at least 32"]),
+    "pixel.png": (lambda path: Image.new("L", (1, 1)).save(path), ValueError, ["1 × 1", "at least 64"]),
     "float.tiff": (lambda path: Image.new("F", (64, 64), 7.0).save(path), ValueError, ["outside of 0 to 1"]),
 }
 

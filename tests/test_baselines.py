@@ -64,7 +64,7 @@ def test_pixels_copy_whatever_they_are_given():
 
 
 def test_pixels_too_large_are_refused_like_networks(monkeypatch):
-    monkeypatch.setattr("dip_utils.memory.memory_free", lambda device: 1e6)
+    monkeypatch.setattr("dip_utils.memory.available_memory", lambda device: 1e6)
     with pytest.raises(MemoryError, match="z: a fit of 32 × 48 needs about"):
         dip.fit(dip.Pixels(3, 32, 48), torch.zeros(3, 32, 48), torch.zeros(3, 32, 48), steps=1)
 

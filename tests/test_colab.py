@@ -131,13 +131,3 @@ def test_the_setup_cell_twice_does_nothing_more(kernel, empty):
     assert {k: v for k, v in state(empty).items() if "__pycache__" not in k} == {
         k: v for k, v in first.items() if "__pycache__" not in k
     }
-
-
-def test_the_setup_cell_is_the_same_everywhere_and_installs_nothing():
-    cells = []
-    for name in NAMES:
-        notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        cells += [source for source in code if "google.colab" in source]
-        assert not [source for source in code if "pip install" in source]
-    assert len(cells) == len(NAMES) and len(set(cells)) == 1

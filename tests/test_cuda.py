@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dip_utils as dip
+from dip_utils.problem import Problem
 
 from .conftest import build
 
@@ -19,7 +20,11 @@ def fit(z, target, steps=60, **options):
 
 
 def test_graph_is_captured_and_changes_nothing(z, photograph, monkeypatch):
+    captured = []
+    capture = Problem.capture
+    monkeypatch.setattr(Problem, "capture", lambda *args: captured.append(capture(*args)) or captured[-1])
     graph = fit(z, photograph, precision="float64", reference=photograph)
+    assert len(captured) == 1 and captured[0] is not None
     monkeypatch.setattr("dip_utils.problem.WARM_UP_STEPS", 10**9)
     eager = fit(z, photograph, precision="float64", reference=photograph)
     assert graph.remarks == eager.remarks == []
@@ -62,7 +67,7 @@ def test_stop_button_ends_a_run_of_graphs(z, photograph):
 
 
 def test_out_of_memory_becomes_advice_and_frees_what_it_held(z, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.memory.memory_free", lambda device: 1e15)
+    monkeypatch.setattr("dip_utils.memory.available_memory", lambda device: 1e15)
     network = dip.SkipNetwork(2, (4096,), (0,), seed=0)
     side = 4096
     with pytest.raises(MemoryError, match="ran out of memory"):

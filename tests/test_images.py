@@ -85,6 +85,14 @@ def test_sides_are_cropped_to_multiples_about_the_centre(tmp_path, capsys):
     assert capsys.readouterr().out == "a.png: cropped from 101 × 70 to 96 × 64, multiples of 32\n"
 
 
+def test_a_panorama_is_shrunk_less_so_that_the_networks_can_take_it(tmp_path):
+    write(tmp_path / "a.png", "RGB", size=(2000, 500))
+    image = dip.load_image(tmp_path / "a.png", longest=128)
+    assert image.shape == (3, 64, 256)
+    run = dip.fit(dip.SkipNetwork(3, (4,) * 5, (0,) * 5, seed=0), dip.random_input(3, 64, 256, seed=0), image, steps=1)
+    assert run.steps == 1
+
+
 def test_longest_side_shrinks(tmp_path, capsys):
     write(tmp_path / "a.png", "RGB", size=(640, 320))
     assert dip.load_image(tmp_path / "a.png", longest=128).shape == (3, 64, 128)

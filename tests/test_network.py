@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.kernels import NarrowBatchNorm
+from dip_utils.kernels import NarrowBatchNorm, join_and_convolve
 from dip_utils.network import PARAMETRIZATION, RESTORATION
 
 from .conftest import build
@@ -62,6 +62,17 @@ def test_network_is_the_obvious_one_in_value_and_gradient(size, large, monkeypat
         wanted = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
         for gradient, want in zip(gradients, wanted, strict=True):
             assert torch.allclose(gradient, want, rtol=0, atol=1e-9 * (1 + want.abs().max().item()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_constant_channel_is_no_division_by_nothing(dtype):
+    """In bfloat16 the mean of squares, rounded, may be less than the square of the mean."""
+    y = torch.linspace(1, 2, 128).view(1, 128, 1, 1).expand(1, 128, 8, 8).to(dtype)
+    y = y.contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.random.fork_rng():
+        joined = join_and_convolve(None, y, nn.BatchNorm2d(128), nn.Conv2d(128, 4, 3))
+    joined.sum().backward()
+    assert torch.isfinite(joined).all() and torch.isfinite(y.grad).all()
 
 
 def test_short_floats_change_the_output_by_their_rounding_only():

@@ -69,6 +69,17 @@ def test_during_the_run_as_after_it(z, noisy, name):
     assert stop.choose(run.criterion) == run.chosen_step
 
 
+def test_the_trace_is_not_what_is_held_out(z, noisy):
+    """A trace of values that are never fitted would say nothing about those that are."""
+    stop = dip.HoldOut(patience=None)
+    run = fit(z, noisy, 5, stop=stop, trace=1000, keep=(5,))
+    held = stop.begin(noisy[None], noisy[None], None)[0] == 0
+    held_values = run.kept[5][held]
+    share = torch.isin(run.trace[5], held_values).float().mean().item()
+    # By chance a twentieth of them.
+    assert 0.02 < share < 0.08
+
+
 def test_trace_is_part_of_the_outputs(z, noisy):
     run = fit(z, noisy, trace=noisy.numel(), keep=(0, 33))
     for step in (0, 33):
