@@ -288,16 +288,20 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
             raise
         presses.append(signal.SIGINT)
         step = guard.go_back()
-    if not guard.is_sound(step):
-        step = guard.go_back()
-    elif guard.doubtful:
-        run.say("The last losses are high after a jump: the last output may be the worse for it.")
-    run.state = problem.saved_state(step)
     # The graph holds the memory of a whole step.
     problem.graph = None
     problem.optimizer.zero_grad()
-    with torch.no_grad():
-        problem.forward()
+    while True:
+        run.state = problem.saved_state(step)
+        # What the last update has done shows only now.
+        with torch.no_grad():
+            problem.forward()
+        if guard.is_sound(step) or step == guard.good_step:
+            break
+        step, run.diverged = guard.go_back(), not presses
+        run.say(f"The last losses are NaN or infinite: the run ends at step {step}, the last good state.")
+    if guard.doubtful or guard.is_high(problem.records[0, step]):
+        run.say("The last losses are high after a jump: the last output may be the worse for it.")
     problem.report(run, step)
     if problem.trace.shape[1]:
         run.trace = problem.trace[: step + 1].cpu().float()

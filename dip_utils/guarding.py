@@ -17,12 +17,17 @@ WATCH_SHARE = 0.02
 
 
 class Guard:
-    """Notices a divergence within 2 × `CHECK_EVERY` steps and goes back to the last good state."""
+    """Notices a divergence within 2 × `CHECK_EVERY` steps and goes back to the last good state.
+
+    An update can spoil the weights without any loss showing it yet. So a copy is
+    good only when the losses after it have been seen: there are two, the good
+    one and a newer one on probation.
+    """
 
     def __init__(self, problem, run, step):
         self.problem, self.run = problem, run
-        self.good = {name: tensor.clone() for name, tensor in problem.state().items()}
-        self.good_step = self.checked = step
+        self.good, self.newer = ({name: tensor.clone() for name, tensor in problem.state().items()} for _ in range(2))
+        self.good_step = self.newer_step = self.checked = step
         history = problem.records[0, max(0, step - CHECK_EVERY) : step]
         self.usual = history.median().item() if len(history) else math.inf
         self.doubtful, self.recoveries = False, 0
@@ -35,34 +40,45 @@ class Guard:
         losses = self.problem.records[0, self.checked : step].cpu()
         self.checked = step
         finite = torch.isfinite(losses).all()
-        high = finite and losses[-5:].min() > max(4 * self.usual, self.variance / 2)
+        high = finite and self.is_high(losses[-5:].min())
         if finite and not high:
-            self.usual, self.doubtful, self.good_step = losses.median().item(), False, step
-            torch._foreach_copy_(list(self.good.values()), list(self.problem.state().values()))
+            self.usual, self.doubtful = losses.median().item(), False
+            self.good, self.newer = self.newer, self.good
+            self.good_step, self.newer_step = self.newer_step, step
+            torch._foreach_copy_(list(self.newer.values()), list(self.problem.state().values()))
             return step
         if high and not self.doubtful:
             # Adam's usual spikes are mended by the next look.
             self.doubtful = True
             return step
         what = "stayed high after a jump" if high else "became NaN or infinite"
+        back = self.go_back()
         if self.recoveries == MOST_RECOVERIES:
             self.run.diverged = True
-            self.run.say(f"The loss {what} again: given up at step {self.good_step}, the last good state is kept.")
+            self.run.say(f"The loss {what} again: given up at step {back}, the last good state is kept.")
         else:
             self.recoveries += 1
             self.problem.use(self.problem.exact)
             exact = str(self.problem.exact)[6:]
-            self.run.say(f"The loss {what} by step {step}: going on from step {self.good_step} in {exact}.")
-        return self.go_back()
+            self.run.say(f"The loss {what} by step {step}: going on from step {back} in {exact}.")
+        return back
+
+    def is_high(self, loss):
+        """Whether a loss is far above the usual, and about that of a flat image."""
+        return bool(loss > max(4 * self.usual, self.variance / 2))
 
     def is_sound(self, step):
-        """Whether all losses since the last look are finite."""
-        return bool(torch.isfinite(self.problem.records[0, self.checked : step]).all())
+        """Whether all losses since the last look are finite, this step's included."""
+        return bool(torch.isfinite(self.problem.records[0, self.checked : step + 1]).all())
 
     def go_back(self):
         """Restore the last good state and return its step. The noise that follows is new."""
+        loss = self.problem.records[0, self.newer_step]
+        if torch.isfinite(loss) and not self.is_high(loss):
+            self.good, self.newer, self.good_step = self.newer, self.good, self.newer_step
         self.problem.restore(self.good)
-        self.checked, self.doubtful = self.good_step, False
+        torch._foreach_copy_(list(self.newer.values()), list(self.good.values()))
+        self.checked, self.newer_step, self.doubtful = self.good_step, self.good_step, False
         self.run.kept = {step: image for step, image in self.run.kept.items() if step <= self.good_step}
         return self.good_step
 

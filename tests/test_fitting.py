@@ -276,7 +276,24 @@ def test_nan_is_noticed_and_mended(z, photograph, spoil, capsys):
     assert run.remarks[0] in capsys.readouterr().out
 
 
-def test_collapse_is_noticed(z, photograph):
+@pytest.mark.parametrize("call", [50, 51, 52, 63, 75, 76])
+def test_nan_in_a_gradient_spoils_no_copy(z, photograph, call):
+    """The loss of that step is finite: only the one after the update shows it, and a look may lie between."""
+    run = fit(z, photograph, 100, operator=Broken([call], lambda x: x + 0 * (x - x).sqrt()))
+    assert run.steps == 100 and np.isfinite(run.loss).all() and torch.isfinite(run.output).all()
+    assert len(run.remarks) == 1 and "going on from step" in run.remarks[0] and not run.diverged
+
+
+def test_nan_in_the_last_gradient_keeps_the_last_good_state(z, photograph):
+    run = fit(z, photograph, 50, operator=Broken([51], lambda x: x + 0 * (x - x).sqrt()), keep=range(51))
+    assert run.diverged and run.steps == 25 and sorted(run.kept) == list(range(26))
+    assert np.isfinite(run.loss).all() and torch.isfinite(run.output).all()
+    assert run.remarks == ["The last losses are NaN or infinite: the run ends at step 25, the last good state."]
+    assert np.isfinite(fit(z, photograph, 5, start=run).loss).all()
+
+
+@pytest.mark.parametrize("call", [302, 321, 323, 325, 326])
+def test_collapse_is_noticed(z, photograph, call):
     """From some step on the network has forgotten everything, and the loss stays up."""
     network = build()
 
@@ -285,8 +302,8 @@ def test_collapse_is_noticed(z, photograph):
         network.head.bias.data.fill_(-20)
         return x
 
-    run = fit(z, photograph, 400, operator=Broken([302], collapse), network=network)
-    assert len(run.remarks) == 1 and "stayed high after a jump by step 350" in run.remarks[0]
+    run = fit(z, photograph, 400, operator=Broken([call], collapse), network=network)
+    assert len(run.remarks) == 1 and "stayed high after a jump by step 3" in run.remarks[0]
     assert run.loss[-25:].max() < run.loss[0] / 3
 
 
