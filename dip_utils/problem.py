@@ -226,7 +226,8 @@ class Problem:
 
     def ended(self, step):
         """Whether the criterion has run out of patience. Waits for the device."""
-        return bool(self.stop and self.stop.patience) and 0 <= self.chosen_step <= step - self.stop.patience
+        # The newest value is that of the step before.
+        return bool(self.stop and self.stop.patience) and 0 <= self.chosen_step < step - self.stop.patience
 
     def report(self, run, step):
         """Bring the run up to its state at this step."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FILE_FORMAT = "dip_utils.Fit 2"
+FILE_FORMAT = "dip_utils.Fit 3"
 
 
 @dataclass

@@ -7,6 +7,9 @@ the reference. The step of its least value is the one to choose; `fit` remembers
 the average there, and ends when `patience` steps have brought nothing better.
 """
 
+import json
+import math
+
 import torch
 
 from .runtime import check_integer, check_number, seeded
@@ -34,13 +37,13 @@ class Criterion:
         if patience is not None:
             check_integer("patience", patience, 1)
         check_integer("first", first, 0)
-        self.patience, self.first = patience, first
+        self.patience, self.first = patience, int(first)
 
     def kind(self):
-        """What the values of two runs must share to be compared: all settings but the patience."""
+        """What the values of two runs must share to be compared: all settings but the patience, as JSON."""
         settings = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
         settings.pop("patience", None)
-        return f"{type(self).__name__} {sorted(settings.items())}"
+        return json.dumps({"criterion": type(self).__name__, **settings}, sort_keys=True)
 
     def choose(self, curve):
         """The step that the criterion takes on a curve of its values.
@@ -70,7 +73,7 @@ class _Variance(Criterion):
     def __init__(self, patience, first, values):
         super().__init__(patience, first)
         check_integer("values", values, 1)
-        self.values = values
+        self.values = int(values)
 
     def begin(self, target, output, operator):
         """Get ready for outputs like this one; return which target values may be fitted: all."""
@@ -128,7 +131,7 @@ class WindowedVariance(_Variance):
     def __init__(self, window=100, patience=1000, first=200, values=2048):
         super().__init__(patience, first, values)
         check_integer("window", window, 2)
-        self.window = window
+        self.window = int(window)
 
     def start_over(self, zeros):
         """Empty the window."""
@@ -166,7 +169,7 @@ class ExponentialVariance(_Variance):
         check_number("weight", weight, above=0)
         if weight >= 1:
             raise ValueError(f"weight: got {weight}; wants a number below 1")
-        self.weight = weight
+        self.weight = float(weight)
 
     def start_over(self, zeros):
         """Forget all outputs."""
@@ -182,7 +185,8 @@ class ExponentialVariance(_Variance):
         self.variance.copy_((1 - self.weight) * (self.variance + self.weight * difference))
         self.mean.lerp_(values, self.weight)
         self.count += 1
-        return self.variance.clone()
+        # It begins at zero, and says something when its memory is filled.
+        return torch.where(self.count > math.ceil(3 / self.weight), self.variance, torch.inf)
 
 
 class HoldOut(Criterion):
@@ -213,7 +217,12 @@ class HoldOut(Criterion):
         super().__init__(patience, first)
         check_integer("values", values, 1)
         seeded(seed)
-        self.values, self.seed = values, seed
+        self.values, self.seed = int(values), int(seed)
+
+    def leaves_out_what(self, earlier):
+        """Whether a criterion of this kind has left the same values out."""
+        other = json.loads(earlier or "{}")
+        return all(other.get(name) == value for name, value in json.loads(self.kind()).items() if name != "first")
 
     def begin(self, target, output, operator):
         """Choose the values; return which ones may be fitted, ones and zeros of the target's shape."""

@@ -10,7 +10,7 @@ from .conftest import build
 
 CRITERIA = {
     "windowed": lambda **options: dip.WindowedVariance(window=10, first=20, **options),
-    "exponential": lambda **options: dip.ExponentialVariance(first=20, **options),
+    "exponential": lambda **options: dip.ExponentialVariance(0.2, first=20, **options),
     "hold-out": lambda **options: dip.HoldOut(values=200, first=20, **options),
 }
 
@@ -42,12 +42,22 @@ def test_windowed_variance_is_that_of_the_last_outputs(trace):
 def test_exponential_variance_is_that_of_the_paper(trace):
     curve, weight = dip.ExponentialVariance(weight=0.2).curve(trace), 0.2
     mean, variance = trace[0].numpy().copy(), 0.0
-    assert curve[0] == 0
     for step in range(1, 40):
         difference = trace[step].numpy() - mean
         variance = (1 - weight) * variance + weight * (1 - weight) * (difference @ difference) / 7
         mean = (1 - weight) * mean + weight * trace[step].numpy()
-        assert curve[step] == pytest.approx(variance)
+        # While it fills, from zero on, it would always be least.
+        assert curve[step] == (np.inf if step < 15 else pytest.approx(variance))
+
+
+def test_settings_from_numpy_are_settings():
+    for make in (
+        lambda number: dip.HoldOut(seed=number(3)),
+        lambda number: dip.HoldOut(values=number(50), first=number(7)),
+        lambda number: dip.WindowedVariance(window=number(20), values=number(50)),
+    ):
+        assert make(np.int64).kind() == make(int).kind()
+    assert dip.ExponentialVariance(np.float32(0.5)).kind() == dip.ExponentialVariance(0.5).kind()
 
 
 def test_least_value_is_chosen_and_patience_ends_the_search():
@@ -166,10 +176,10 @@ def test_run_without_a_criterion_may_go_on_with_one(z, noisy):
 def test_another_criterion_begins_anew(z, noisy, window):
     """What another criterion has chosen, or the same with other settings, says nothing about this one."""
     part = fit(z, noisy, 30, stop=dip.WindowedVariance(window=8, first=10))
-    stops = [dip.WindowedVariance(window=window, first=10), dip.ExponentialVariance(first=10)]
+    stops = [dip.WindowedVariance(window=window, first=10), dip.ExponentialVariance(0.2, first=10)]
     for stop in stops:
         rest = fit(z, noisy, 30, start=part, stop=stop)
-        assert np.isnan(rest.criterion[:30]).all() and rest.chosen_step >= 30
+        assert np.isnan(rest.criterion[:30]).all() and rest.chosen_step > 30
 
 
 def test_hold_out_is_refused_where_its_values_were_fitted(z, noisy):
@@ -179,6 +189,7 @@ def test_hold_out_is_refused_where_its_values_were_fitted(z, noisy):
             fit(z, noisy, 30, start=part, stop=dip.HoldOut())
     part = fit(z, noisy, 30, stop=dip.HoldOut(patience=None))
     assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(patience=7)).steps > 30
+    assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(first=40)).chosen_step >= 40
 
 
 class Scripted(dip.HoldOut):
@@ -206,6 +217,14 @@ def test_what_comes_after_patience_is_too_late(z, noisy):
     assert run.stopped and run.steps == 25
     patient = Scripted(curve, patience=13, first=2)
     assert fit(z, noisy, 100, stop=patient).chosen_step == patient.choose(curve) == 23
+
+
+def test_value_of_the_last_output_comes_within_patience(z, noisy):
+    """A look after 25 steps has seen 25 values, 0 to 24; the last output adds one."""
+    curve = [5.0] + [9.0] * 24 + [1.0] + [9.0] * 80
+    stop = Scripted(curve, patience=25, first=0)
+    run = fit(z, noisy, 100, stop=stop)
+    assert run.chosen_step == stop.choose(curve) == 25 and run.stopped and run.steps > 50
 
 
 def test_patience_that_ends_with_the_run_has_stopped_nothing(z, noisy):
