@@ -17,9 +17,9 @@ import torch
 
 from .guarding import Guard, Watcher, stop_button
 from .images import check_image, check_same_shape
-from .memory import available_memory, check_memory, release_memory, too_large
+from .memory import available_memory, check_memory, check_records, release_memory, too_large
 from .network import Generator
-from .problem import Problem
+from .problem import Problem, prepared
 from .runs import Fit
 from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
 from .stopping import Criterion, HoldOut
@@ -48,6 +48,22 @@ def _own_stream(device):
     return torch.cuda.stream(stream)
 
 
+def _try(name, function, shape, precision, device):
+    """What the operator or the regularizer makes of an image, where and in the dtype that the fit will use."""
+    if not callable(function):
+        raise TypeError(f"{name}: got {type(function).__name__}; wants a function of a tensor (1, C, H, W)")
+    dtype = torch.promote_types(precision, torch.float32)
+    try:
+        with torch.enable_grad():
+            return function(torch.zeros(1, *shape, device=device, dtype=dtype, requires_grad=True))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{name}: got one that fails for {str(dtype)[6:]} on {device}: {reason}; wants one that computes there, "
+            "as a tensor that it needs does where it is a buffer of an nn.Module"
+        ) from error
+
+
 def _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device):
     """Raise for arguments that do not fit together, before any work."""
     if not isinstance(network, Generator):
@@ -72,10 +88,7 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
     if operator is None:
         made, maker = shape, "the network makes from z"
     else:
-        if not callable(operator):
-            raise TypeError(f"operator: got {type(operator).__name__}; wants a function of a tensor (1, C, H, W)")
-        with torch.enable_grad():
-            small = operator(torch.zeros(1, *shape, requires_grad=True))
+        small = _try("operator", operator, shape, precision, device)
         if not isinstance(small, torch.Tensor):
             raise TypeError(f"operator: got one that returns {type(small).__name__}; wants one that returns a tensor")
         if not small.requires_grad:
@@ -84,10 +97,7 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
     if tuple(target.shape) != made:
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {made}, what {maker}")
     if regularizer is not None:
-        if not callable(regularizer):
-            raise TypeError(f"regularizer: got {type(regularizer).__name__}; wants a function of a tensor (1, C, H, W)")
-        with torch.enable_grad():
-            value = regularizer(torch.zeros(1, *shape, requires_grad=True))
+        value = _try("regularizer", regularizer, shape, precision, device)
         if not isinstance(value, torch.Tensor) or value.ndim or not value.requires_grad:
             raise TypeError(
                 "regularizer: got one that returns no number with a gradient; "
@@ -106,6 +116,7 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
             raise ValueError(f"keep: got {step}; wants steps from {first} to {first + steps}")
     if trace > math.prod(shape):
         raise ValueError(f"trace: got {trace}; wants at most {math.prod(shape)}, the values of an output")
+    check_records(len(keep), trace * (first + steps + 1), math.prod(shape))
     if start is not None:
         check_same_shape("target", target, "the target of start", start.target)
         if not torch.equal(target, start.target):
@@ -158,7 +169,8 @@ def fit(
         leave [0, 1].
     operator : callable, optional
         The differentiable operator d, from (1, output_channels, H, W) to
-        (1, C, h, w); the identity where not given.
+        (1, C, h, w); the identity where not given. Of a module `fit` uses a copy,
+        its tensors on the device and in the dtype of the loss.
     regularizer : callable, optional
         R, a differentiable function of the output (1, output_channels, H, W),
         for example `total_variation` times a weight. The recorded loss is
@@ -229,6 +241,7 @@ def fit(
     device = choose_device(device)
     precision = choose_precision(precision, device)
     generator = seeded(seed, device=device)
+    operator, regularizer = (prepared(function, precision, device) for function in (operator, regularizer))
     _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device)
 
     try:
@@ -304,7 +317,8 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
         run.say("The last losses are high after a jump: the last output may be the worse for it.")
     problem.report(run, step)
     if problem.trace.shape[1]:
-        run.trace = problem.trace[: step + 1].cpu().float()
+        # A copy: a slice would hold on to the room for all planned steps.
+        run.trace = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
     if problem.stop and problem.chosen_step >= 0:
         run.chosen_step, run.chosen = problem.chosen_step.item(), problem.chosen[0].cpu().float()
     if step in keep:

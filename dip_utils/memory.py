@@ -7,6 +7,7 @@ step. Its numbers were measured: `benchmarks/README.md`.
 """
 
 import gc
+from pathlib import Path
 
 import psutil
 import torch
@@ -19,6 +20,15 @@ LIVE_ACTIVATIONS = 15
 LIVE_ACTIVATIONS_PLAIN = 21
 BYTES_PER_PARAMETER = 36
 LIBRARIES = 100e6
+#: Limit, use and statistics of a container's memory: control groups, version 2 and 1, of Linux.
+CONTROL_GROUPS = [
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+]
 
 
 def memory_needed(network, height, width, *, precision, device):
@@ -49,7 +59,36 @@ def available_memory(device):
         # What PyTorch holds unused counts as free.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *(left for group in CONTROL_GROUPS for left in left_in(*group))])
+
+
+def left_in(limit, used, statistics):
+    """Bytes that a container may still take, in a list; an empty list where there is no limit."""
+    limit, used, statistics = (Path(name) for name in (limit, used, statistics))
+    if not all(path.is_file() for path in (limit, used, statistics)) or not limit.read_text().strip().isdigit():
+        return []
+    # Cached pages of files count as used, and are given up on demand.
+    cached = dict(line.split() for line in statistics.read_text().splitlines()).get("inactive_file", 0)
+    return [max(0, int(limit.read_text()) - int(used.read_text()) + int(cached))]
+
+
+def check_records(images, values, size):
+    """Raise where kept images and a trace cannot fit into the free memory.
+
+    Parameters
+    ----------
+    images : int
+        To keep, each of `size` numbers.
+    values : int
+        Of the trace, over all steps.
+    size : int
+    """
+    needed, free = 4 * (images * size + values), available_memory(torch.device("cpu"))
+    if needed > free:
+        raise MemoryError(
+            f"keep, trace: {images} images and {values:,} values need {needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; wants fewer"
+        )
 
 
 def check_memory(network, height, width, *, precision, device):

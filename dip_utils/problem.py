@@ -16,6 +16,13 @@ AVERAGE_WEIGHT = 0.01
 WARM_UP_STEPS = 3
 
 
+def prepared(function, precision, device):
+    """A copy of an operator or a regularizer with its tensors where the fit will be; a plain function as it is."""
+    if not isinstance(function, nn.Module):
+        return function
+    return copy.deepcopy(function).to(device, torch.promote_types(precision, torch.float32))
+
+
 class Problem:
     """One image, one network, one optimiser on a device."""
 
@@ -40,10 +47,7 @@ class Problem:
         # Weights, output and loss; the activations alone may be of fewer bits.
         self.exact = torch.promote_types(precision, torch.float32)
         self.network = network.to(device, self.exact, memory_format=torch.channels_last)
-        self.operator, self.regularizer = (
-            copy.deepcopy(function).to(device, self.exact) if isinstance(function, nn.Module) else function
-            for function in (operator, regularizer)
-        )
+        self.operator, self.regularizer = operator, regularizer
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
         self.noise = torch.empty_like(self.z)

@@ -110,6 +110,16 @@ CASES = {
         TypeError,
         ["operator", "no gradient", "differentiable"],
     ),
+    "operator of another dtype": (
+        lambda: fit(operator=lambda x: x @ torch.eye(48), precision="float64"),
+        ValueError,
+        ["operator", "fails for float64 on cpu", "buffer of an nn.Module"],
+    ),
+    "regularizer of another dtype": (
+        lambda: fit(regularizer=lambda x: (x @ torch.eye(48)).mean(), precision="float64"),
+        ValueError,
+        ["regularizer", "fails for float64 on cpu"],
+    ),
     "network without scales": (
         lambda: build(channels=(), skip_channels=()),
         ValueError,

@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 import signal
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
+from dip_utils import memory
 from dip_utils.memory import memory_needed
 from dip_utils.network import RESTORATION
+from dip_utils.problem import Problem
 
 from .conftest import build
 
@@ -355,6 +359,21 @@ def test_too_large_a_fit_is_refused_at_once_with_advice(z, photograph, monkeypat
     assert 3e9 < needed < 6e9
 
 
+def test_too_much_to_keep_is_refused_at_once(z, photograph):
+    with pytest.raises(MemoryError, match=r"keep, trace: 1 images and 46,080,0.* need 18\d\.. GB, .* GB are free"):
+        fit(z, photograph, 10**7, keep=(0,), trace=4608)
+
+
+def test_limit_of_a_container(tmp_path):
+    names = [tmp_path / name for name in ("max", "current", "stat")]
+    assert memory.left_in(*names) == []
+    names[1].write_text("700\n")
+    names[2].write_text("anon 400\ninactive_file 200\n")
+    for limit, left in (("max", []), ("1000", [500]), ("800", [300]), ("400", [0])):
+        names[0].write_text(limit + "\n")
+        assert memory.left_in(*names) == left
+
+
 def test_running_out_of_memory_becomes_that_message_and_the_next_fit_works(z, photograph):
     class Greedy(nn.Module):
         calls = 0
@@ -399,11 +418,16 @@ def test_memory_model_is_within_thirty_percent_of_the_measured_peak(name, size):
     assert 0.7 < ratio < 1.3
 
 
-def test_memory_stays_flat_over_many_fits(z, photograph):
-    import psutil
+def test_a_finished_fit_leaves_nothing_behind(z, photograph, monkeypatch):
+    """Not the problem with its buffers, nor, once the run is dropped, an output."""
+    problems = []
+    original = Problem.__init__
 
-    sizes = []
-    for _ in range(30):
-        fit(z, photograph, 3)
-        sizes.append(psutil.Process().memory_info().rss)
-    assert sizes[-1] < 1.05 * sizes[2]
+    def watched(problem, *arguments, **options):
+        original(problem, *arguments, **options)
+        problems.append(weakref.ref(problem))
+
+    monkeypatch.setattr(Problem, "__init__", watched)
+    outputs = [weakref.ref(fit(z, photograph, 3, keep=(1,), watch=lambda run: None).output) for _ in range(3)]
+    gc.collect()
+    assert len(problems) == 3 and not any(reference() for reference in (*problems, *outputs))

@@ -263,3 +263,13 @@ def test_criterion_survives_a_divergence(z, noisy, name):
 def test_wasted_patience_chooses_nothing(z, noisy):
     run = fit(z, noisy, 30, stop=dip.HoldOut(first=50))
     assert run.chosen is None and run.chosen_step is None and not run.stopped
+
+
+def test_figure_of_a_run_that_got_its_reference_later(z, noisy, photograph, monkeypatch):
+    figures = []
+    monkeypatch.setattr("dip_utils.figures.show", lambda figure, *_: figures.append(figure))
+    rest = fit(z, noisy, 30, start=fit(z, noisy, 30), reference=photograph)
+    assert np.isnan(rest.average_psnr[:30]).all()
+    dip.plot_stopping(rest, {"a": np.ones(61)}, {"a": 40})
+    star = next(line for line in figures[0].axes[0].lines if line.get_marker() == "*")
+    assert list(star.get_xdata()) == [30 + np.argmax(rest.average_psnr[30:])]
