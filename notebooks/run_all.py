@@ -1,10 +1,13 @@
 """Execute the notebooks top to bottom, with progress; what `make run` calls."""
 
 import argparse
+import asyncio
 import base64
+import contextlib
 import io
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,6 +30,7 @@ class Client(NotebookClient):
     """A notebook client that tells how far it is."""
 
     said = 0.0
+    interrupted = False
 
     def say(self, words, *, at_least_every=0.0):
         """Rewrite the line on a terminal; in a log, add a line now and then."""
@@ -36,6 +40,20 @@ class Client(NotebookClient):
         elif now - self.said >= at_least_every:
             print(words, flush=True)
             self.said = now
+
+    def begin(self, cell, cell_index):
+        """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""
+        if cell.cell_type == "code":
+            self.say(f"  {self.label(cell_index)}", at_least_every=20)
+        # Windows knows no handlers, and raises KeyboardInterrupt.
+        with contextlib.suppress(NotImplementedError):
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            loop.add_signal_handler(signal.SIGINT, self.interrupt, task)
+
+    def interrupt(self, task):
+        """End the run; nbclient will say that the kernel has died."""
+        self.interrupted = True
+        task.cancel()
 
     def process_message(self, msg, cell, cell_index):
         """Show the progress that the live plot of a fit carries along."""
@@ -67,15 +85,15 @@ def execute(path):
         resources={"metadata": {"path": str(HERE)}},
         allow_error_names=["AssertionError"],
     )
-    client.on_cell_execute = lambda cell, cell_index: (
-        cell.cell_type == "code" and client.say(f"  {client.label(cell_index)}", at_least_every=20)
-    )
+    client.on_cell_execute = client.begin
     problems = []
     try:
         client.execute()
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as failure:
         problems = [str(failure)]
     except KeyboardInterrupt:
+        client.interrupted = True
+    if client.interrupted:
         problems = ["Interrupted: what was done so far is written."]
     client.say("")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

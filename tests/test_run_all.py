@@ -1,0 +1,64 @@
+"""`make run`: what becomes of a notebook that is interrupted, or whose claim fails."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from notebooks import run_all
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import nbformat
+from notebooks import run_all
+notebook, problems = run_all.execute(Path(sys.argv[1]))
+nbformat.write(notebook, sys.argv[1])
+print("problems:", problems)
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*sources):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        path = tmp_path / "some.ipynb"
+        nbformat.write(notebook, path)
+        return path
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of Windows are others")
+def test_interrupt_keeps_what_was_done(write, tmp_path):
+    begun = tmp_path / "begun"
+    path = write(
+        "print('one')",
+        f"import pathlib, time\nprint('two', flush=True)\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)",
+        "print('three')",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)], cwd=Path(run_all.HERE).parent, stdout=subprocess.PIPE, text=True
+    )
+    while not begun.exists() and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "problems: ['Interrupted" in told
+    said = ["".join(output.text for output in cell.outputs) for cell in nbformat.read(path, as_version=4).cells]
+    assert said == ["one\n", "two\n", ""]
+
+
+@pytest.mark.slow
+def test_failed_claim_is_told_and_the_rest_is_run(write):
+    notebook, problems = run_all.execute(
+        write("assert 1 == 2, 'one is not two'", "print('after')", "1 / 0", "print('never')")
+    )
+    assert len(problems) == 2 and "one is not two" in problems[0] and "division by zero" in problems[1]
+    assert [len(cell.outputs) for cell in notebook.cells] == [1, 1, 1, 0]
