@@ -321,15 +321,15 @@ def compare(images, zoom, *, columns=None):
     show(figure, f"Images side by side, each with an enlarged part: {', '.join(images)}")
 
 
-def plot_kernel(kernel, window, *, factor):
-    """The downsampler's weights on top of the window that they are samples of.
+def plot_kernel(kernel, function, *, factor):
+    """The downsampler's weights on top of the continuous kernel that they are samples of.
 
     Parameters
     ----------
     kernel : Tensor, (taps,)
         Weights along one axis, as `LanczosDownsampler.kernel`.
-    window : callable
-        The continuous window, a function of the distance in coarse samples.
+    function : callable
+        The continuous kernel L(t) of the distance t in coarse samples.
     factor : int
     """
     taps = len(kernel)
@@ -337,8 +337,8 @@ def plot_kernel(kernel, window, *, factor):
     fine = torch.linspace(-2.5, 2.5, 501)
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    scale = kernel.max().item() / window(torch.tensor(np.abs(offsets).min())).item()
-    left.plot(fine, window(fine) * scale, color=GREY, linewidth=1, label="the window, scaled")
+    scale = kernel.max().item() / function(torch.tensor(np.abs(offsets).min())).item()
+    left.plot(fine, function(fine) * scale, color=GREY, linewidth=1, label="L(t), scaled")
     left.stem(offsets, kernel.numpy(), linefmt="#0072B2", basefmt=" ", label="the weights")
     style_axes(left, "distance in low-resolution pixels", "weight")
     left.legend(frameon=False, fontsize=8)

@@ -55,8 +55,7 @@ def explore(function, **controls):
     for name, control in controls.items():
         control.description = control.description or name
         control.observe(redraw, "value")
-    # Few pixels: it stands in the file beside the figures that show the same.
-    figure = draw_images(images(), dpi=48)
+    figure = draw_images(images())
     picture.value = png(figure)
     box = ipywidgets.VBox([*controls.values(), message, picture])
     show_panel(box, figure, f"<panel: {', '.join(controls)}>", "First state of a panel that needs a kernel")
