@@ -1,9 +1,10 @@
 """How much memory a fit needs, known before it starts.
 
 The model: activations in proportion to the pixels and channels of every scale,
-36 bytes for each parameter (weights, gradients, Adam's moments, the last good
-state, short copies), and a constant for what the libraries set up at the first
-step. Its numbers were measured: `benchmarks/README.md`.
+48 bytes for each parameter (weights, gradients, Adam's moments, two copies of
+weights and moments to go back to, short copies), and a constant for what the
+libraries set up at the first step. Its numbers were measured:
+`benchmarks/README.md`.
 """
 
 import gc
@@ -18,7 +19,7 @@ from .runtime import release_freed_memory
 LIVE_ACTIVATIONS = 15
 #: The same where the plain form of the join is used: on CUDA, not yet measured there.
 LIVE_ACTIVATIONS_PLAIN = 21
-BYTES_PER_PARAMETER = 36
+BYTES_PER_PARAMETER = 48
 LIBRARIES = 100e6
 #: Limit, use and statistics of a container's memory: control groups, version 2 and 1, of Linux.
 CONTROL_GROUPS = [
