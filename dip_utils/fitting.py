@@ -64,8 +64,8 @@ def _try(name, function, shape, precision, device):
         ) from error
 
 
-def _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device):
-    """Raise for arguments that do not fit together, before any work."""
+def _check_network(network, z, precision, device):
+    """Raise unless the network can make an image from z here; return that image's shape."""
     if not isinstance(network, Generator):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or Pixels")
     if isinstance(z, torch.Tensor) and z.ndim == 3:
@@ -82,9 +82,13 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
     if network.size not in (None, tuple(z.shape[1:])):
         height, width = network.size
         raise ValueError(f"z: got {z.shape[1]} × {z.shape[2]}; wants {height} × {width}, the network's size")
+    return (network.output_channels, *z.shape[1:])
+
+
+def _check_loss(target, operator, regularizer, shape, precision, device):
+    """Raise unless an output of this shape can be compared with the target."""
     # Recipe A's target leaves [0, 1].
     check_image("target", target, bounded=False)
-    shape = (network.output_channels, *z.shape[1:])
     if operator is None:
         made, maker = shape, "the network makes from z"
     else:
@@ -103,32 +107,38 @@ def _check(network, z, target, operator, regularizer, reference, keep, trace, st
                 "regularizer: got one that returns no number with a gradient; "
                 "wants one that returns a tensor without dimensions"
             )
+
+
+def _check_records(reference, keep, trace, shape, first, last):
+    """Raise unless what is to be recorded from the first step to the last is there, and has room."""
     if reference is not None:
         check_image("reference", reference, bounded=False)
         if tuple(reference.shape) != shape:
             raise ValueError(
                 f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes from z"
             )
-    first = 0 if start is None else start.steps
     for step in keep:
         check_integer("keep", step, 0)
-        if not first <= step <= first + steps:
-            raise ValueError(f"keep: got {step}; wants steps from {first} to {first + steps}")
+        if not first <= step <= last:
+            raise ValueError(f"keep: got {step}; wants steps from {first} to {last}")
     if trace > math.prod(shape):
         raise ValueError(f"trace: got {trace}; wants at most {math.prod(shape)}, the values of an output")
-    check_records(len(keep), trace * (first + steps + 1), math.prod(shape))
-    if start is not None:
-        check_same_shape("target", target, "the target of start", start.target)
-        if not torch.equal(target, start.target):
-            raise ValueError("start: got a run on another target; wants one on this target")
-        if tuple(start.output.shape) != shape:
-            raise ValueError(f"start: got a run with outputs of {tuple(start.output.shape)}; wants {shape}")
-        wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
-        had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
-        if wanted != had:
-            raise ValueError("start: got a run of another network; wants one of a network built like this one")
-        if isinstance(stop, HoldOut) and not stop.leaves_out_what(bytes(start.state["stop.kind"].tolist()).decode()):
-            raise ValueError("stop: got a HoldOut, but the run in start has fitted the values that it would leave out")
+    check_records(len(keep), trace * (last + 1), math.prod(shape))
+
+
+def _check_start(start, network, target, stop, shape):
+    """Raise unless the fit can go on from this run."""
+    check_same_shape("target", target, "the target of start", start.target)
+    if not torch.equal(target, start.target):
+        raise ValueError("start: got a run on another target; wants one on this target")
+    if tuple(start.output.shape) != shape:
+        raise ValueError(f"start: got a run with outputs of {tuple(start.output.shape)}; wants {shape}")
+    wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
+    had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
+    if wanted != had:
+        raise ValueError("start: got a run of another network; wants one of a network built like this one")
+    if isinstance(stop, HoldOut) and not stop.leaves_out_what(bytes(start.state["stop.kind"].tolist()).decode()):
+        raise ValueError("stop: got a HoldOut, but the run in start has fitted the values that it would leave out")
 
 
 def fit(
@@ -242,7 +252,12 @@ def fit(
     precision = choose_precision(precision, device)
     generator = seeded(seed, device=device)
     operator, regularizer = (prepared(function, precision, device) for function in (operator, regularizer))
-    _check(network, z, target, operator, regularizer, reference, keep, trace, stop, start, steps, precision, device)
+    shape = _check_network(network, z, precision, device)
+    _check_loss(target, operator, regularizer, shape, precision, device)
+    first = 0 if start is None else start.steps
+    _check_records(reference, keep, trace, shape, first, first + int(steps))
+    if start is not None:
+        _check_start(start, network, target, stop, shape)
 
     try:
         with stop_button() as presses, _own_stream(device):
