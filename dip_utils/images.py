@@ -14,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .runtime import check_integer
 
-FOLDER = Path(__file__).resolve().parent.parent / "images"
+#: In the repository, and where an installed package has them.
+FOLDERS = (Path(__file__).resolve().parent.parent / "images", Path(__file__).resolve().parent / "photographs")
 SAMPLES = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 
 
@@ -68,7 +69,8 @@ def sample(name):
     """
     if name not in SAMPLES:
         raise ValueError(f"name: got {name!r}; wants one of {', '.join(SAMPLES)}")
-    return load_image(FOLDER / SAMPLES[name], multiple=1)
+    folder = FOLDERS[0] if (FOLDERS[0] / SAMPLES[name]).exists() else FOLDERS[1]
+    return load_image(folder / SAMPLES[name], multiple=1)
 
 
 def load_image(path, *, longest=None, multiple=32):

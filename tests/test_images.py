@@ -1,9 +1,16 @@
+import shutil
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import dip_utils as dip
+from dip_utils import images
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(path, mode, size=(64, 40), **options):
@@ -119,3 +126,18 @@ def test_bundled_photographs_are_those_of_scikit_image(name, shape):
 def test_crop(photograph):
     assert torch.equal(dip.crop(photograph, 8, 10, top=3, left=5), photograph[:, 3:11, 5:15])
     assert torch.equal(dip.crop(photograph, 8, 10), photograph[:, 12:20, 19:29])
+
+
+def test_an_installed_package_takes_the_photographs_along():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    assert project["package-dir"] == {"dip_utils.photographs": "images"}
+    assert {*images.SAMPLES.values(), "README.md"} == {*project["package-data"]["dip_utils.photographs"]}
+    assert images.FOLDERS[1] == ROOT / "dip_utils" / "photographs"
+
+
+def test_samples_of_an_installed_package(tmp_path, monkeypatch):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    shutil.copy(ROOT / "images" / "coffee.png", photographs)
+    monkeypatch.setattr(images, "FOLDERS", (tmp_path / "images", photographs))
+    assert torch.equal(dip.sample("coffee"), dip.load_image(ROOT / "images" / "coffee.png", multiple=1))
