@@ -23,6 +23,8 @@ from dip_utils import choose_budget
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
+#: Pictures of more bytes than that are stored as coarser JPEGs.
+LARGE = 250_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -119,10 +121,14 @@ def pack(output):
     picture = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGB")
     about = output.metadata.pop("image/png", {})
     files = {}
-    for kind, options in (("png", {}), ("jpeg", {"quality": 93, "subsampling": 0})):
-        buffer = io.BytesIO()
-        picture.save(buffer, kind, optimize=True, **options)
-        files[f"image/{kind}"] = buffer.getvalue()
+    for kind, qualities in (("png", (None,)), ("jpeg", (93, 85))):
+        for quality in qualities:
+            buffer = io.BytesIO()
+            options = {"quality": quality, "subsampling": 0} if quality else {}
+            picture.save(buffer, kind, optimize=True, **options)
+            files[f"image/{kind}"] = buffer.getvalue()
+            if len(buffer.getvalue()) <= LARGE:
+                break
     kind = "image/jpeg" if len(files["image/jpeg"]) < 2 / 3 * len(files["image/png"]) else "image/png"
     output.data[kind] = base64.b64encode(files[kind]).decode()
     output.metadata[kind] = about

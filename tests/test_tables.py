@@ -1,0 +1,80 @@
+"""The tables of the two README files, against what they were taken from."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def table(text, first_header):
+    """Rows of the Markdown table after a heading, as lists of cells without their markup."""
+    lines = text[text.index(first_header) :].splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[begin:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("*", "") for cell in line.strip("|").split("|")])
+    return rows[2:]
+
+
+def decimals(text):
+    return re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", text)
+
+
+def test_step_times_are_those_of_the_json():
+    rows = table((BENCHMARKS / "README.md").read_text("utf-8"), "## Step time")
+    measured = json.loads((BENCHMARKS / "cpu.json").read_text("utf-8"))["steps"]
+    assert len(rows) == len(measured)
+    for row, found in zip(rows, measured, strict=True):
+        assert row[:3] == [found["network"], found["size"], found["precision"]]
+        for cell, key in ((row[3], "textbook (s)"), (row[4], "fit (s)"), (row[5], "ratio")):
+            digits = len(decimals(cell)[0].split(".")[1])
+            assert float(decimals(cell)[0]) == pytest.approx(found[key], abs=0.51 * 10**-digits)
+        assert decimals(row[6]) == [f"{found[key]:.2f}" for key in ("peak textbook (GB)", "peak fit (GB)")]
+        assert row[7] == str(found["GFLOP/s"])
+        assert row[8].replace(" ", "") == found["of the ceiling"]
+
+
+def test_stopping_table_is_that_of_the_json():
+    rows = table((BENCHMARKS / "README.md").read_text("utf-8"), "## When to stop")
+    measured = {
+        (found["photograph"], found["255 σ"]): found
+        for found in json.loads((BENCHMARKS / "stopping.json").read_text("utf-8"))
+    }
+    cases = rows[:-2]
+    assert {(row[0], int(row[1])) for row in cases} == set(measured)
+    criteria = ("hold-out", "ES-WMV", "ES-EMV")
+    for row in cases:
+        found = measured[row[0], int(row[1])]
+        assert decimals(row[2]) == [f"{found['noisy (dB)']:.2f}"]
+        assert row[3] == f"{found['best average (dB)']:.2f}, {found['its step']}"
+        for cell, name in zip(row[4:], criteria, strict=True):
+            gaps = found[f"{name}: gap"], found[f"{name}: gap of the last output"]
+            assert cell == f"{found[f'{name}: step']}, {gaps[0]:.2f} / {gaps[1]:.2f}"
+    for row, summary in zip(rows[-2:], (lambda gaps: sum(gaps) / len(gaps), max), strict=True):
+        for cell, name in zip(row[4:], criteria, strict=True):
+            gaps = [
+                [found[f"{name}: gap{kind}"] for found in measured.values()] for kind in ("", " of the last output")
+            ]
+            assert cell == " / ".join(f"{summary(values):.2f}" for values in gaps)
+
+
+@pytest.mark.parametrize("name", ["1_parametrization", "2_denoising", "3_super_resolution"])
+def test_full_results_are_those_of_the_committed_notebooks(name):
+    """Every decimal number in the last column is one that the notebook of that row prints, or its rounding."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs]
+    printed = [float(number) for number in decimals(" ".join(texts))]
+    rows = table((ROOT / "README.md").read_text("utf-8"), "## Results beside the report's")
+    rows = [row for row in rows if row[0].startswith(f"{name[0]}:")]
+    assert rows
+    for number in decimals(" ".join(row[-1] for row in rows)):
+        half = 0.501 * 10 ** -len(number.split(".")[1])
+        assert min(abs(float(number) - other) for other in printed) <= half, number
