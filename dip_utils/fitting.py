@@ -109,7 +109,7 @@ def _check_loss(target, operator, regularizer, shape, precision, device):
             )
 
 
-def _check_records(reference, keep, trace, shape, first, last):
+def _check_recording(reference, keep, trace, shape, first, last):
     """Raise unless what is to be recorded from the first step to the last is there, and has room."""
     if reference is not None:
         check_image("reference", reference, bounded=False)
@@ -255,7 +255,7 @@ def fit(
     shape = _check_network(network, z, precision, device)
     _check_loss(target, operator, regularizer, shape, precision, device)
     first = 0 if start is None else start.steps
-    _check_records(reference, keep, trace, shape, first, first + int(steps))
+    _check_recording(reference, keep, trace, shape, first, first + int(steps))
     if start is not None:
         _check_start(start, network, target, stop, shape)
 

@@ -113,6 +113,13 @@ def execute(path):
     return notebook, problems
 
 
+def encoded(picture, kind, **options):
+    """The bytes of a picture file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, optimize=True, **options)
+    return buffer.getvalue()
+
+
 def pack(output):
     """Store a picture in fewer bytes: the same pixels, or a fine JPEG where photographs or noise fill it.
 
@@ -120,17 +127,11 @@ def pack(output):
     """
     picture = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGB")
     about = output.metadata.pop("image/png", {})
-    files = {}
-    for kind, qualities in (("png", (None,)), ("jpeg", (93, 85))):
-        for quality in qualities:
-            buffer = io.BytesIO()
-            options = {"quality": quality, "subsampling": 0} if quality else {}
-            picture.save(buffer, kind, optimize=True, **options)
-            files[f"image/{kind}"] = buffer.getvalue()
-            if len(buffer.getvalue()) <= LARGE:
-                break
-    kind = "image/jpeg" if len(files["image/jpeg"]) < 2 / 3 * len(files["image/png"]) else "image/png"
-    output.data[kind] = base64.b64encode(files[kind]).decode()
+    exact, photograph = encoded(picture, "png"), encoded(picture, "jpeg", quality=93, subsampling=0)
+    if len(photograph) > LARGE:
+        photograph = encoded(picture, "jpeg", quality=85, subsampling=0)
+    kind, file = ("image/jpeg", photograph) if len(photograph) < 2 / 3 * len(exact) else ("image/png", exact)
+    output.data[kind] = base64.b64encode(file).decode()
     output.metadata[kind] = about
 
 

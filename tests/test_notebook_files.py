@@ -32,6 +32,16 @@ def outputs(cells):
     return [output for cell in cells for output in cell.outputs]
 
 
+def printed(cells):
+    """All text and tables below the cells."""
+    return " ".join(o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs(cells))
+
+
+def decimals(text):
+    """The decimal numbers in a text, as they are written."""
+    return re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", text)
+
+
 def shown(output):
     """Which kinds of picture an output holds."""
     return [kind for kind in PICTURES if kind in output.get("data", {})]
@@ -102,13 +112,12 @@ def test_numbers_in_the_prose_are_reported_or_printed(notebook, code):
     """A decimal number in the text is the report's or the paper's, or an output prints it."""
     published = {"20.364", "29.910", "30.561", "29.831", "30.101", "23.753", "29.22", "30.43", "31.00"}
     published |= {"29.90", "28.43", "27.00", "26.05", "30.26", "31.42", "0.01", "0.2", "0.8", "2.1", "3.1", "3.2"}
-    texts = [o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs(code)]
-    printed = set(re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", " ".join(texts)))
+    known = published | {*decimals(printed(code))}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             text = re.sub(r"\(http[^)]*\)", "", cell.source)
-            for number in re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", text):
-                assert number in published or number in printed, f"{number} in: {text[:80]}"
+            for number in decimals(text):
+                assert number in known, f"{number} in: {text[:80]}"
 
 
 def test_the_setup_cell_is_the_same_everywhere():

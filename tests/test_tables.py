@@ -1,13 +1,12 @@
 """The tables of the two README files, against what they were taken from."""
 
 import json
-import re
-from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from .test_notebook_files import NOTEBOOKS, ROOT, decimals, printed
+
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -21,10 +20,6 @@ def table(text, first_header):
             break
         rows.append([cell.strip().replace("*", "") for cell in line.strip("|").split("|")])
     return rows[2:]
-
-
-def decimals(text):
-    return re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", text)
 
 
 def test_step_times_are_those_of_the_json():
@@ -65,16 +60,14 @@ def test_stopping_table_is_that_of_the_json():
             assert cell == " / ".join(f"{summary(values):.2f}" for values in gaps)
 
 
-@pytest.mark.parametrize("name", ["1_parametrization", "2_denoising", "3_super_resolution"])
-def test_full_results_are_those_of_the_committed_notebooks(name):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_full_results_are_those_of_the_committed_notebooks(path):
     """Every decimal number in the last column is one that the notebook of that row prints, or its rounding."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    texts = [output.get("text", "") + str(output.get("data", {}).get("text/markdown", "")) for output in outputs]
-    printed = [float(number) for number in decimals(" ".join(texts))]
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    known = [float(number) for number in decimals(printed(cells))]
     rows = table((ROOT / "README.md").read_text("utf-8"), "## Results beside the report's")
-    rows = [row for row in rows if row[0].startswith(f"{name[0]}:")]
+    rows = [row for row in rows if row[0].startswith(f"{path.stem[0]}:")]
     assert rows
     for number in decimals(" ".join(row[-1] for row in rows)):
         half = 0.501 * 10 ** -len(number.split(".")[1])
-        assert min(abs(float(number) - other) for other in printed) <= half, number
+        assert min(abs(float(number) - other) for other in known) <= half, number
