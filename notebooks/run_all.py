@@ -116,7 +116,7 @@ def execute(path):
 def encoded(picture, kind, **options):
     """The bytes of a picture file."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True, **options)
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -127,7 +127,8 @@ def pack(output):
     """
     picture = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGB")
     about = output.metadata.pop("image/png", {})
-    exact, photograph = encoded(picture, "png"), encoded(picture, "jpeg", quality=93, subsampling=0)
+    # A JPEG is not optimized: Pillow fails there for pictures that noise fills.
+    exact, photograph = encoded(picture, "png", optimize=True), encoded(picture, "jpeg", quality=93, subsampling=0)
     if len(photograph) > LARGE:
         photograph = encoded(picture, "jpeg", quality=85, subsampling=0)
     kind, file = ("image/jpeg", photograph) if len(photograph) < 2 / 3 * len(exact) else ("image/png", exact)

@@ -1,5 +1,7 @@
 """`make run`: what becomes of a notebook that is interrupted, or whose claim fails."""
 
+import base64
+import io
 import signal
 import subprocess
 import sys
@@ -7,7 +9,9 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from notebooks import run_all
 
@@ -62,3 +66,26 @@ def test_failed_claim_is_told_and_the_rest_is_run(write):
     )
     assert len(problems) == 2 and "one is not two" in problems[0] and "division by zero" in problems[1]
     assert [len(cell.outputs) for cell in notebook.cells] == [1, 1, 1, 0]
+
+
+def packed(pixels):
+    """The kind of file that a picture is stored as, its bytes, and its pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    output = nbformat.v4.new_output("display_data", data=data, metadata={"image/png": {"alt": "noise"}})
+    run_all.pack(output)
+    ((kind, text),) = output.data.items()
+    assert output.metadata == {kind: {"alt": "noise"}}
+    stored = base64.b64decode(text)
+    return kind, len(stored), np.asarray(Image.open(io.BytesIO(stored)).convert("RGB")).astype(float)
+
+
+def test_pictures_are_packed():
+    flat = np.zeros((50, 80, 3), dtype=np.uint8)
+    kind, _, stored = packed(flat)
+    assert kind == "image/png" and np.array_equal(stored, flat)
+    # Nothing but noise, from border to border: the worst for a JPEG.
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    kind, size, stored = packed(noise)
+    assert kind == "image/jpeg" and size < noise.size and np.abs(stored - noise).mean() < 10
