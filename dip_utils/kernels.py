@@ -28,11 +28,28 @@ BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
 SMOOTH = (3 / 16, 10 / 16, 3 / 16)
 
 
-def filter_channels(x, taps):
-    """Filter every channel of x by the same separable taps; no padding."""
+def filter_channels(x, taps, padding=0):
+    """Filter every channel of x by the same separable taps, with zeros around x."""
     taps = x.new_tensor(taps)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(x, kernel, groups=x.shape[1])
+    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
+
+
+class Blur(torch.autograd.Function):
+    """Filter every channel of x by BLUR, no padding.
+
+    Its gradient is the same filter again, which autograd does not know: it would
+    keep x for it, and take twice the time.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        return filter_channels(x, BLUR)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return filter_channels(gradient, BLUR, padding=len(BLUR) - 1)
 
 
 def border_steps(y, dim):
@@ -116,7 +133,7 @@ def join_and_convolve(skip, y, norm, convolution):
     weight = (weight * scale[:, None, None]).to(y.dtype, memory_format=torch.channels_last)
 
     stuffed = F.conv_transpose2d(padded, weight.flip(2, 3).transpose(0, 1), stride=2, padding=1)
-    joined = filter_channels(stuffed, BLUR)
+    joined = Blur.apply(stuffed)
     # So far y went on beyond its border as the border pixels are; its reflection
     # differs from that in the outermost pixels only.
     height, width = joined.shape[-2:]
@@ -127,10 +144,10 @@ def join_and_convolve(skip, y, norm, convolution):
     joined = AddToBorder.apply(joined, rows, columns)
 
     if skip is None:
-        return joined + bias[:, None, None]
+        return joined.add_(bias[:, None, None])
     skip = F.batch_norm(skip, None, None, norm.weight[:skips], norm.bias[:skips], training=True, eps=norm.eps)
     skip = F.pad(skip, (1, 1, 1, 1), mode="reflect")
-    return joined + F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype), bias)
+    return joined.add_(F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype), bias))
 
 
 def as_rows(x, pixels):

@@ -16,7 +16,7 @@ import torch
 from .runtime import release_freed_memory
 
 #: Activations alive at the peak of a step, for each channel and pixel of a scale.
-LIVE_ACTIVATIONS = 15
+LIVE_ACTIVATIONS = 12
 #: The same where the plain form of the join is used: on CUDA, not yet measured there.
 LIVE_ACTIVATIONS_PLAIN = 21
 BYTES_PER_PARAMETER = 48

@@ -50,10 +50,10 @@ class Problem:
         self.operator, self.regularizer = operator, regularizer
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
-        self.noise = torch.empty_like(self.z)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         cuda = device.type == "cuda"
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True, capturable=cuda)
+        self.optimizer.zero_grad()
         for parameter in self.parameters:
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=device),
@@ -158,7 +158,10 @@ class Problem:
         """Draw noise, compute the output and what is minimised, and record."""
         if self.input_noise:
             # Filled in contiguous order: a channels-last tensor is filled by one thread.
-            self.x.copy_(self.noise.normal_(generator=self.generator).mul_(self.input_noise).add_(self.z))
+            noise = torch.empty_like(self.z).normal_(generator=self.generator)
+            self.x.copy_(noise.mul_(self.input_noise).add_(self.z))
+            # Else it would take its memory through the whole pass.
+            del noise
         else:
             self.x.copy_(self.z)
         output = self.network(self.x)
@@ -189,11 +192,12 @@ class Problem:
     def step(self):
         """Forward, backward, one update of Adam."""
         objective = self.forward()
-        self.optimizer.zero_grad(set_to_none=True)
         (objective * self.loss_scale).backward()
         if self.loss_scale != 1:
             torch._foreach_mul_([parameter.grad for parameter in self.parameters], 1 / self.loss_scale)
         self.optimizer.step()
+        # Not before the backward pass: in the forward pass they would lie between the large images.
+        self.optimizer.zero_grad()
         self.count += 1
 
     def advance(self, run):

@@ -104,6 +104,12 @@ def test_without_input_noise_nothing_is_drawn(z, photograph):
     assert (first.loss == other.loss).all()
 
 
+def test_gradients_of_an_earlier_pass_are_not_fitted(z, photograph):
+    network = build()
+    network(z[None]).sum().backward()
+    assert np.array_equal(fit(z, photograph, 3, network=network).loss, fit(z, photograph, 3).loss)
+
+
 def test_loss_falls_in_short_floats_too(z, photograph):
     for precision in ("float32", "bfloat16"):
         run = fit(z, photograph, 150, precision=precision)
