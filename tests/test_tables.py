@@ -1,6 +1,7 @@
 """The tables of the two README files, against what they were taken from."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -34,6 +35,15 @@ def test_step_times_are_those_of_the_json():
         assert decimals(row[6]) == [f"{found[key]:.2f}" for key in ("peak textbook (GB)", "peak fit (GB)")]
         assert row[7] == str(found["GFLOP/s"])
         assert row[8].replace(" ", "") == found["of the ceiling"]
+
+
+def test_time_to_quality_is_that_of_the_json():
+    text = (BENCHMARKS / "README.md").read_text("utf-8").split("## Time to quality")[1].split("##")[0]
+    found = json.loads((BENCHMARKS / "cpu.json").read_text("utf-8"))["time to quality"]
+    stated = set(re.findall(r"\d+(?:\.\d+)?", text))
+    assert stated >= {str(value) for value in found.values()}
+    ratio = decimals((ROOT / "README.md").read_text("utf-8").split("last output ")[-1])[0]
+    assert float(ratio) == pytest.approx(found["ratio"], abs=0.051)
 
 
 def test_stopping_table_is_that_of_the_json():
