@@ -147,6 +147,10 @@ class SkipNetwork(Generator):
         Channels of each skip branch; 0 for no branch. As long as `channels`.
     output_channels : int
         3 for RGB, 1 for greyscale.
+    uniform_gain : bool
+        Whether the weights of the batch norms begin uniform in (0, 1), as
+        PyTorch drew them up to version 1.1, when paper and report were written,
+        and not at 1. What it does is measured in `benchmarks/README.md`.
     seed : int
         Seed of the initial weights. The global random state is not touched.
 
@@ -166,7 +170,7 @@ class SkipNetwork(Generator):
     Deep Image Prior, supplementary material, section 1 and figure 1.
     """
 
-    def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, seed):
+    def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, uniform_gain=False, seed):
         check_integer("input_channels", input_channels, 1)
         check_integer("output_channels", output_channels, 1)
         channels, skip_channels = tuple(channels), tuple(skip_channels)
@@ -185,6 +189,10 @@ class SkipNetwork(Generator):
             torch.default_generator.manual_seed(seed)
             self.scales = Scale(input_channels, channels, skip_channels)
             self.head = Convolution(channels[0], output_channels, 1)
+            if uniform_gain:
+                for module in self.modules():
+                    if isinstance(module, Normalization):
+                        nn.init.uniform_(module.weight)
 
     def forward(self, z):
         """Map z to an image.

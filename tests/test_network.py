@@ -88,6 +88,21 @@ def test_same_seed_same_weights():
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+def test_uniform_gain_changes_the_batch_norms_weights_only():
+    shape = dict(input_channels=2, channels=(64, 64), skip_channels=(4, 4))
+    plain, uniform = (
+        dict(dip.SkipNetwork(**shape, uniform_gain=gain, seed=0).named_parameters()) for gain in (False, True)
+    )
+    differ = {name for name in plain if not torch.equal(plain[name], uniform[name])}
+    assert differ == {name for name, weight in plain.items() if weight.ndim == 1 and name.endswith("weight")}
+    gains = torch.cat([uniform[name].detach() for name in differ])
+    assert all((plain[name] == 1).all() for name in differ)
+    assert gains.min() >= 0 and gains.max() < 1
+    # Four standard errors of mean and variance of a uniform variable.
+    assert gains.mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / len(gains)) ** 0.5)
+    assert gains.var().item() == pytest.approx(1 / 12, abs=4 * (1 / 180 / len(gains)) ** 0.5)
+
+
 def test_input_is_uniform_up_to_its_scale():
     z = dip.random_input(32, 64, 64, seed=0)
     assert z.shape == (32, 64, 64) and z.min() >= 0 and z.max() < 0.1
