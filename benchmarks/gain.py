@@ -7,12 +7,13 @@ average at the end and at its best, both ways; about ten minutes on two cores.
 from stopping import square
 
 import dip_utils as dip
+from dip_utils.images import SAMPLES
 from dip_utils.network import RESTORATION
 
 
 def main():
     print("photograph   weights   at the end   at its best, step")
-    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+    for name in SAMPLES:
         clean = square(name, 128)
         noisy = dip.add_gaussian_noise(clean, 25 / 255, seed=0)
         z = dip.random_input(32, 128, 128, seed=0)

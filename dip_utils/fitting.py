@@ -318,7 +318,6 @@ def _optimize(problem, target, reference, steps, keep, start, watch, presses):
         step = guard.go_back()
     # The graph holds the memory of a whole step.
     problem.graph = None
-    problem.optimizer.zero_grad()
     while True:
         run.state = problem.saved_state(step)
         # What the last update has done shows only now.
