@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from .corruption import add_gaussian_noise
-from .images import check_image
+from .engine.checks import check_choice, check_image, check_integer, check_number
 from .metrics import psnr
-from .network import Generator
-from .runtime import check_integer, check_number
+from .resampling import check_floating
 
 #: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
 STRENGTHS = {
@@ -18,12 +17,6 @@ STRENGTHS = {
     "non-local means": (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2),
     "wavelet": (0.5, 0.65, 0.8, 1.0, 1.25),
 }
-
-
-def check_method(method):
-    """Raise unless there is such a denoiser."""
-    if method not in STRENGTHS:
-        raise ValueError(f"method: got {method!r}; wants one of {', '.join(STRENGTHS)}")
 
 
 def denoise(noisy, method, sigma, strength):
@@ -46,10 +39,10 @@ def denoise(noisy, method, sigma, strength):
     Tensor, (C, H, W)
         Clipped to [0, 1].
     """
-    check_image("noisy", noisy)
+    noisy = check_image("noisy", noisy)
     check_number("sigma", sigma, above=0)
     check_number("strength", strength, above=0)
-    check_method(method)
+    check_choice("method", method, STRENGTHS)
     colour = len(noisy) > 1
     image, axis = (noisy.numpy(), 0) if colour else (noisy[0].numpy(), None)
     if method == "Gaussian blur":
@@ -62,7 +55,7 @@ def denoise(noisy, method, sigma, strength):
         )
     else:
         clean = skimage.restoration.denoise_wavelet(
-            image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=colour, channel_axis=axis
+            image, sigma=strength * sigma, method="BayesShrink", convert2ycbcr=len(noisy) == 3, channel_axis=axis
         )
     return torch.from_numpy(np.asarray(clean, dtype=np.float32)).reshape(noisy.shape).clamp(0, 1)
 
@@ -85,7 +78,7 @@ def tune_denoiser(photographs, method, sigma):
     -------
     float
     """
-    check_method(method)
+    check_choice("method", method, STRENGTHS)
     if not photographs:
         raise ValueError("photographs: got none; wants at least one")
     noisy = [add_gaussian_noise(clean, sigma, seed=seed) for seed, clean in enumerate(photographs)]
@@ -97,7 +90,7 @@ def tune_denoiser(photographs, method, sigma):
     return max(STRENGTHS[method], key=mean_psnr)
 
 
-class Pixels(Generator):
+class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
     With `fit(..., input_noise=0, precision="float32")` it is gradient descent on
@@ -105,35 +98,33 @@ class Pixels(Generator):
 
     Parameters
     ----------
-    channels, height, width : int
+    channels, *size : int
+        The shape of the image, (channels, height, width); of a signal (channels, time).
 
     References
     ----------
     Deep Image Prior, section 3.2: super-resolution without a prior.
     """
 
-    def __init__(self, channels, height, width):
-        for name, value in (("channels", channels), ("height", height), ("width", width)):
+    def __init__(self, channels, *size):
+        for name, value in (("channels", channels), *(("size", side) for side in size)):
             check_integer(name, value, 1)
-        super().__init__(channels, (), channels)
-        self.size = (height, width)
-        self.change = nn.Parameter(torch.zeros(1, channels, height, width))
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros(1, channels, *size))
 
     def forward(self, z):
-        """(1, channels, height, width) to the same."""
+        """(1, channels, *size) to the same."""
+        if z.shape != self.change.shape:
+            raise ValueError(f"z: got shape {tuple(z.shape[1:])}; wants {tuple(self.change.shape[1:])}, that of Pixels")
         return z.to(self.change.dtype) + self.change
 
 
 def total_variation(image):
     """The mean absolute difference of neighbouring values, the classical prior for edges.
 
-    Parameters
-    ----------
-    image : Tensor, (..., H, W)
-
-    Returns
-    -------
-    Tensor, ()
-        Anisotropic: the mean over vertical neighbours plus that over horizontal ones.
+    Anisotropic: the mean over vertical neighbours plus that over horizontal ones
+    (0 where a side of 1 has none), of a tensor (..., H, W).
     """
-    return image.diff(dim=-2).abs().mean() + image.diff(dim=-1).abs().mean()
+    check_floating("image", image)
+    steps = image.diff(dim=-2).abs(), image.diff(dim=-1).abs()
+    return sum(step.mean() if step.numel() else step.sum() for step in steps)

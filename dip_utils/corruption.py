@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import check_image, to_uint8
-from .runtime import check_integer, check_number, seeded
+from .engine.checks import check_image, check_integer, check_number
+from .engine.machine import seeded
+from .images import to_uint8
 
 
 def add_gaussian_noise(image, sigma, *, seed, clip=True):
@@ -19,7 +20,7 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
 
     Parameters
     ----------
-    image : Tensor, (C, H, W)
+    image : Tensor, (C, H, W) or (C, T)
         Values in [0, 1].
     sigma : float
         Standard deviation in units of the image's range: 25/255 in the paper.
@@ -30,42 +31,51 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
 
     Returns
     -------
-    Tensor, (C, H, W)
+    Tensor, of the same shape
     """
-    check_image("image", image)
+    image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
     noise = torch.empty_like(image).normal_(generator=seeded(seed, "noise on an image"))
     noisy = image + sigma * noise
     return noisy.clamp_(0, 1) if clip else noisy
 
 
-def uniform_noise(channels, height, width, *, seed):
-    """An image of independent values, uniform in [0, 1).
+def add_salt_and_pepper(image, share, *, seed):
+    """Set single values to 0 or 1, either as often; each channel of a pixel has its own chance.
+
+    Parameters
+    ----------
+    image : Tensor, (C, H, W) or (C, T)
+        Values in [0, 1].
+    share : float
+        Of the values to be set, from 0 to 1.
+    seed : int
 
     Returns
     -------
-    Tensor, (channels, height, width)
+    Tensor, of the same shape
     """
-    for name, value in (("channels", channels), ("height", height), ("width", width)):
+    image = check_image("image", image, signal=True)
+    check_number("share", share, least=0)
+    if share > 1:
+        raise ValueError(f"share: got {share}; wants at most 1")
+    chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"))
+    return image.masked_fill(chance < share, 1).masked_fill(chance < share / 2, 0)
+
+
+def uniform_noise(channels, *size, seed):
+    """An image, or a signal of one size, of independent values, uniform in [0, 1)."""
+    for name, value in (("channels", channels), *(("size", side) for side in size)):
         check_integer(name, value, 1)
-    return torch.rand(channels, height, width, generator=seeded(seed, "uniform noise"))
+    return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"))
 
 
 def shuffle_rows_and_columns(image, *, seed):
     """Shuffle the elements of every row, then those of every column, within each channel.
 
-    Recipe A of the report (Figure 2): each channel keeps its values.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    seed : int
-
-    Returns
-    -------
-    Tensor, (C, H, W)
+    Recipe A of the report (Figure 2): each channel of (C, H, W) keeps its values.
     """
-    check_image("image", image)
+    image = check_image("image", image)
     generator = seeded(seed, "shuffle")
     for dim in (2, 1):
         keys = torch.rand(image.shape, generator=generator, dtype=torch.float64)
@@ -76,36 +86,17 @@ def shuffle_rows_and_columns(image, *, seed):
 def shuffle_elements(image, *, seed):
     """One shuffle of all elements of the flattened array, channels mixed.
 
-    Recipe B of the report (Figure 3): only the multiset of values is kept.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    seed : int
-
-    Returns
-    -------
-    Tensor, (C, H, W)
+    Recipe B of the report (Figure 3): only the multiset of the values of an image
+    (C, H, W) or a signal (C, T) is kept.
     """
-    check_image("image", image)
+    image = check_image("image", image, signal=True)
     order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"))
     return image.flatten()[order].reshape(image.shape)
 
 
 def permute_channels(image, order=(1, 2, 0)):
-    """Permute whole channels: the report's mistaken shuffle, which shuffles nothing.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    order : sequence of int
-        A permutation of 0 … C - 1.
-
-    Returns
-    -------
-    Tensor, (C, H, W)
-    """
-    check_image("image", image)
+    """Permute whole channels: the report's mistaken shuffle, which shuffles nothing."""
+    image = check_image("image", image)
     if sorted(order) != list(range(len(image))):
         raise ValueError(f"order: got {tuple(order)}; wants a permutation of the {len(image)} channels")
     return image[list(order)]
@@ -117,7 +108,7 @@ def compress_jpeg(image, quality):
     Parameters
     ----------
     image : Tensor, (C, H, W)
-        Values in [0, 1].
+        Values in [0, 1], one channel or three, as the format has them.
     quality : int
         From 1 to 95, as Pillow takes it.
 
@@ -129,7 +120,9 @@ def compress_jpeg(image, quality):
     ----------
     Deep Image Prior, section 3.1, blind restoration of a compressed image.
     """
-    check_image("image", image)
+    image = check_image("image", image)
+    if len(image) not in (1, 3):
+        raise ValueError(f"image: got {len(image)} channels; wants 1 or 3")
     check_integer("quality", quality, 1)
     if quality > 95:
         raise ValueError(f"quality: got {quality}; wants at most 95")

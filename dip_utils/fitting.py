@@ -1,144 +1,150 @@
-"""The optimisation: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖² + R(f_θ(z)).
+"""The method: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖² + R(f_θ(z)), by gradient descent.
 
-`fit` checks its arguments and runs the loop. The mathematics of one step is in
-`problem.py`; what makes the loop safe to watch, to stop and to leave alone is in
-`guarding.py`.
+`fit` checks its arguments and runs the loop; `Fit` is what it leaves behind. One
+step, the mathematics, is `engine/step.py`; the loop that it stands for is
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step in range(steps):
+        output = network(z + torch.randn(z.shape) / 30)
+        loss = torch.nn.functional.mse_loss(operator(output), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 """
 
-import contextlib
-import functools
 import math
 import signal
-import threading
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from .guarding import Guard, Watcher, stop_button
-from .images import check_image, check_same_shape
-from .memory import available_memory, check_memory, check_records, release_memory, too_large
-from .network import Generator
-from .problem import Problem, prepared
-from .runs import Fit
-from .runtime import check_integer, check_number, choose_device, choose_precision, keep_freed_memory, seeded
-from .stopping import Criterion, HoldOut
-
-#: What PyTorch says when the system gives it no memory, on Linux and macOS, and on Windows.
-ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
-
-keep_freed_memory()
+from .engine import memory, saving
+from .engine.checks import check_integer
+from .engine.graph import Stepper, on_device
+from .engine.guard import Guard
+from .engine.machine import choose_device, choose_precision, keep_freed_memory, say
+from .engine.rehearsal import checked_images, checked_steps, rehearse
+from .engine.step import Problem, Settings, lent
+from .engine.watch import Watcher, stop_button
+from .network import SkipNetwork
 
 
-@functools.cache
-def _side_stream(device, thread):
-    """One for all fits of a thread: PyTorch keeps the memory that it may use again by stream.
+@dataclass
+class Fit:
+    """What a fit leaves behind.
 
-    A thread must not launch anything on the stream on which another one captures a graph.
+    Entry t of a curve belongs to the network after t updates: entry 0 to the
+    untrained network, entry `steps` to `output`.
+
+    Attributes
+    ----------
+    loss : ndarray, (steps + 1,)
+        Of d(output) against the target; with `HoldOut`, over the pixels that are
+        fitted.
+    psnr, average_psnr : ndarray, (steps + 1,), or None
+        PSNR in dB of the output and of the average; None without a reference.
+    held_out : ndarray, (steps + 1,), or None
+        The loss of the average at the pixels that `HoldOut` leaves out.
+    trace : Tensor, (steps + 1, values), or None
+        Some values of each output, where `trace` was given.
+    kept : dict of int to Tensor (C, H, W)
+        The outputs at the steps that were asked for.
+    output, average : Tensor, (C, H, W)
+        The last output, and the exponential average of all outputs with weight
+        0.01 for the newest; over the first 100 it is their plain mean.
+    chosen, chosen_step : Tensor (C, H, W) and int, or None
+        The average at the step that the hold-out chose.
+    z, target, reference : Tensor
+        As given to `fit`; the last may be None.
+    steps, planned : int
+        Updates done, and updates asked for.
+    seconds : float
+        Time spent in the loop.
+    device, precision : str
+        Where it ran, and the dtype of the activations at the end.
+    running, interrupted, stopped, diverged : bool
+        Whether it is under way; was stopped by hand; was ended by the hold-out
+        before the planned steps; or gave up.
+    remarks : list of str
+        What happened on the way, one sentence each.
+    settings, state : dict
+        What `fit(..., start=run)` compares and needs to go on.
     """
-    return torch.cuda.Stream(device)
 
+    z: torch.Tensor
+    target: torch.Tensor
+    reference: torch.Tensor | None
+    planned: int
+    device: str
+    settings: dict
+    precision: str = ""
+    loss: np.ndarray = None
+    psnr: np.ndarray = None
+    average_psnr: np.ndarray = None
+    held_out: np.ndarray = None
+    trace: torch.Tensor = None
+    kept: dict = field(default_factory=dict)
+    output: torch.Tensor = None
+    average: torch.Tensor = None
+    chosen: torch.Tensor = None
+    chosen_step: int | None = None
+    seconds: float = 0.0
+    running: bool = True
+    interrupted: bool = False
+    stopped: bool = False
+    diverged: bool = False
+    remarks: list = field(default_factory=list)
+    state: dict = field(default_factory=dict)
 
-def _own_stream(device):
-    """On CUDA a stream that is not the default one: a graph cannot be captured there."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    stream = _side_stream(device, threading.get_ident())
-    stream.wait_stream(torch.cuda.current_stream(device))
-    return torch.cuda.stream(stream)
+    @property
+    def steps(self):
+        """Number of updates done."""
+        return len(self.loss) - 1
 
+    @property
+    def best(self):
+        """What to take away: the hold-out's choice where there was one, else the average."""
+        return self.average if self.chosen is None else self.chosen
 
-def _try(name, function, shape, precision, device):
-    """What the operator or the regularizer makes of an image, where and in the dtype that the fit will use."""
-    if not callable(function):
-        raise TypeError(f"{name}: got {type(function).__name__}; wants a function of a tensor (1, C, H, W)")
-    dtype = torch.promote_types(precision, torch.float32)
-    try:
-        with torch.enable_grad():
-            return function(torch.zeros(1, *shape, device=device, dtype=dtype, requires_grad=True))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{name}: got one that fails for {str(dtype)[6:]} on {device}: {reason}; wants one that computes there, "
-            "as a tensor that it needs does where it is a buffer of an nn.Module"
-        ) from error
+    def say(self, sentence):
+        """Print a remark and remember it."""
+        self.remarks.append(sentence)
+        say(sentence)
 
+    def save(self, path):
+        """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it."""
+        saving.save(vars(self), path)
 
-def _check_network(network, z, precision, device):
-    """Raise unless the network can make an image from z here; return that image's shape."""
-    if not isinstance(network, Generator):
-        raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or Pixels")
-    if isinstance(z, torch.Tensor) and z.ndim == 3:
-        # Before anything that takes time in proportion to the image.
-        check_memory(network, *z.shape[1:], precision=precision, device=device)
-    check_image("z", z, bounded=False)
-    if len(z) != network.input_channels:
-        raise ValueError(f"z: got {len(z)} channels; wants {network.input_channels}, the network's input_channels")
-    if min(z.shape[1:]) < network.smallest_side:
-        raise ValueError(
-            f"z: got {z.shape[1]} × {z.shape[2]}; wants at least {network.smallest_side} on each side "
-            "for the network's scales"
+    def __repr__(self):
+        quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
+        return (
+            f"<Fit: {self.steps} of {self.planned} steps in {self.seconds:.0f} s "
+            f"on {self.device} in {self.precision}, loss {self.loss[-1]:.4g}{quality}>"
         )
-    if network.size not in (None, tuple(z.shape[1:])):
-        height, width = network.size
-        raise ValueError(f"z: got {z.shape[1]} × {z.shape[2]}; wants {height} × {width}, the network's size")
-    return (network.output_channels, *z.shape[1:])
 
 
-def _check_loss(target, operator, regularizer, shape, precision, device):
-    """Raise unless an output of this shape can be compared with the target."""
-    # Recipe A's target leaves [0, 1].
-    check_image("target", target, bounded=False)
-    if operator is None:
-        made, maker = shape, "the network makes from z"
-    else:
-        small = _try("operator", operator, shape, precision, device)
-        if not isinstance(small, torch.Tensor):
-            raise TypeError(f"operator: got one that returns {type(small).__name__}; wants one that returns a tensor")
-        if not small.requires_grad:
-            raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
-        made, maker = tuple(small.shape[1:]), "the operator makes of the network's output"
-    if tuple(target.shape) != made:
-        raise ValueError(f"target: got shape {tuple(target.shape)}; wants {made}, what {maker}")
-    if regularizer is not None:
-        value = _try("regularizer", regularizer, shape, precision, device)
-        if not isinstance(value, torch.Tensor) or value.ndim or not value.requires_grad:
-            raise TypeError(
-                "regularizer: got one that returns no number with a gradient; "
-                "wants one that returns a tensor without dimensions"
-            )
+def load_fit(path):
+    """Read a run that `Fit.save` wrote.
 
+    Parameters
+    ----------
+    path : str or Path
 
-def _check_recording(reference, keep, trace, shape, first, last):
-    """Raise unless what is to be recorded from the first step to the last is there, and has room."""
-    if reference is not None:
-        check_image("reference", reference, bounded=False)
-        if tuple(reference.shape) != shape:
-            raise ValueError(
-                f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes from z"
-            )
-    for step in keep:
-        check_integer("keep", step, 0)
-        if not first <= step <= last:
-            raise ValueError(f"keep: got {step}; wants steps from {first} to {last}")
-    if trace > math.prod(shape):
-        raise ValueError(f"trace: got {trace}; wants at most {math.prod(shape)}, the values of an output")
-    check_records(len(keep), trace * (last + 1), math.prod(shape))
+    Returns
+    -------
+    Fit
 
-
-def _check_start(start, network, target, stop, shape):
-    """Raise unless the fit can go on from this run."""
-    check_same_shape("target", target, "the target of start", start.target)
-    if not torch.equal(target, start.target):
-        raise ValueError("start: got a run on another target; wants one on this target")
-    if tuple(start.output.shape) != shape:
-        raise ValueError(f"start: got a run with outputs of {tuple(start.output.shape)}; wants {shape}")
-    wanted = {name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad}
-    had = {name[7:]: tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")}
-    if wanted != had:
-        raise ValueError("start: got a run of another network; wants one of a network built like this one")
-    if isinstance(stop, HoldOut) and not stop.leaves_out_what(bytes(start.state["stop.kind"].tolist()).decode()):
-        raise ValueError("stop: got a HoldOut, but the run in start has fitted the values that it would leave out")
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no file, or it is truncated or not a saved run.
+    """
+    content = saving.load(path)
+    curves = ("loss", "psnr", "average_psnr", "held_out")
+    return Fit(**content | {name: content[name].numpy() for name in curves if content[name] is not None})
 
 
 def fit(
@@ -147,6 +153,7 @@ def fit(
     target,
     *,
     operator=None,
+    loss=F.mse_loss,
     regularizer=None,
     steps,
     learning_rate=0.01,
@@ -163,59 +170,65 @@ def fit(
 ):
     """Fit a network to one image by gradient descent: the deep image prior.
 
-    Minimises ‖d(f_θ(z + n)) − x₀‖² / size + R(f_θ(z + n)) over θ with Adam; the
-    noise n is drawn anew at each step. Interrupting it (■) ends it between two
-    steps and returns the run so far.
+    Minimises loss(d(f_θ(z + n)), x₀) + R(f_θ(z + n)) over θ with Adam; the noise
+    n is drawn anew at each step. Interrupting it (■) ends it between two steps
+    and returns the run so far.
 
     Parameters
     ----------
-    network : SkipNetwork or Pixels
-        The generator f_θ; it is trained in place, and is left on the CPU in
-        float32.
-    z : Tensor, (input_channels, H, W)
+    network : Module
+        The generator f_θ, from (1, C, H, W) to (1, C', H', W'): a `SkipNetwork`
+        or any other; of signals, from (1, C, T) to (1, C', T'). It is trained in
+        place, and is left on the CPU in float32.
+    z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
-    target : Tensor, (C, h, w)
-        The image x₀; (output_channels, H, W) where there is no operator. May
-        leave [0, 1].
+    target : Tensor, (c, h, w)
+        The image x₀; (C', H', W') where there is no operator. May leave [0, 1].
     operator : callable, optional
-        The differentiable operator d, from (1, output_channels, H, W) to
-        (1, C, h, w); the identity where not given. Of a module `fit` uses a copy,
-        its tensors on the device and in the dtype of the loss.
+        The differentiable operator d, from (1, C', H', W') to (1, c, h, w); the
+        identity where not given. Of a module `fit` uses a copy, its tensors on
+        the device and in the dtype of the loss.
+    loss : callable
+        Of d(output) and target, to a number: mean squared error, or for example
+        ``torch.nn.functional.l1_loss``. With `HoldOut` it has to be a mean over
+        values.
     regularizer : callable, optional
-        R, a differentiable function of the output (1, output_channels, H, W),
-        for example `total_variation` times a weight. The recorded loss is
-        without it.
+        R, a differentiable function of the output (1, C', H', W'), for example
+        `total_variation` times a weight. The recorded loss is without it.
     steps : int
         Updates to do in this call.
     learning_rate : float
         Of Adam.
     input_noise : float
         Standard deviation of n.
-    reference : Tensor, (output_channels, H, W), optional
+    reference : Tensor, (C', H', W'), optional
         The ground truth. Used to report PSNR, never to train.
     keep : iterable of int
         Steps whose outputs are kept, counted from the start of the run: 0 is
         the untrained network, `steps` the last output.
     trace : int
         How many values of the output to record at every step, at random places:
-        what a criterion needs to be tried on the finished run. Takes four bytes
-        for each value and step.
-    stop : WindowedVariance, ExponentialVariance or HoldOut, optional
+        what ES-WMV and ES-EMV are computed from.
+    stop : HoldOut, optional
         Ends the run when it has run out of patience, and remembers the average
         at the step that it chooses. It never sees `reference`.
     seed : int
         Of the noise n.
     start : Fit, optional
         A run to go on with: its weights and moments are taken up, and its noise
-        where it ran on the same kind of device.
+        where it ran on the same kind of device. Must have the same z and target,
+        a network built alike, and leave the same pixels out. Operator, loss,
+        learning rate and noise may be others.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
         of the time, and once at the end. It may raise KeyboardInterrupt to stop
         the fit, as ■ does.
     device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
-        CUDA where there is one, else the CPU.
+        CUDA where there is one, else the CPU. On CUDA a step is captured as a
+        graph: Python code of network and operator runs a few times only.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        Of the activations; see `choose_precision`.
+        Of the activations; see `choose_precision`. "auto" is float32 for networks
+        that are no `SkipNetwork`.
 
     Returns
     -------
@@ -234,113 +247,97 @@ def fit(
     ----------
     Deep Image Prior, equations 1 and 2; the report's requirements 1 to 3.
     """
-    check_integer("steps", steps, 1)
-    check_number("learning_rate", learning_rate, above=0)
-    check_number("input_noise", input_noise, least=0)
-    try:
-        keep = set(keep)
-    except TypeError:
-        raise TypeError(f"keep: got {keep!r}; wants some steps, for example (0, {steps})") from None
-    check_integer("trace", trace, 0)
-    if watch is not None and not callable(watch):
-        raise TypeError(f"watch: got {watch!r}; wants a function of the run")
-    if stop is not None and not isinstance(stop, Criterion):
-        raise TypeError(f"stop: got {stop!r}; wants a criterion, for example HoldOut()")
     if start is not None and not (isinstance(start, Fit) and start.state):
         raise TypeError(f"start: got {type(start).__name__}; wants a finished or interrupted Fit")
     device = choose_device(device)
-    precision = choose_precision(precision, device)
-    generator = seeded(seed, device=device)
-    operator, regularizer = (prepared(function, precision, device) for function in (operator, regularizer))
-    shape = _check_network(network, z, precision, device)
-    _check_loss(target, operator, regularizer, shape, precision, device)
-    first = 0 if start is None else start.steps
-    _check_recording(reference, keep, trace, shape, first, first + int(steps))
-    if start is not None:
-        _check_start(start, network, target, stop, shape)
-
+    if watch is not None and not callable(watch):
+        raise TypeError(f"watch: got {watch!r}; wants a function of the run")
+    check_integer("steps", steps, 1)
+    ours = precision != "auto" or isinstance(network, SkipNetwork)
+    settings = Settings(
+        operator, loss, regularizer, learning_rate, input_noise, trace, stop, seed,
+        device, choose_precision(precision if ours else "float32", device),
+    )  # fmt: skip
+    keep_freed_memory()
     try:
-        with stop_button() as presses, _own_stream(device):
-            try:
-                problem = Problem(
-                    network, z, target,
-                    operator=operator, regularizer=regularizer, reference=reference, learning_rate=learning_rate,
-                    input_noise=input_noise, stop=stop, trace=trace, device=device, precision=precision,
-                    generator=generator,
-                )  # fmt: skip
-                return _optimize(problem, target, reference, int(steps), keep, start, watch, presses)
-            finally:
-                network.zero_grad()
-                network.to("cpu", torch.float32)
+        with torch.inference_mode(False), torch.enable_grad():
+            images = checked_images(z, target, reference)
+            shape = rehearse(network, images, settings, start)
+            run = Fit(*images, int(steps), str(device), settings.summary())
+            if start is not None:
+                run.planned, run.seconds = start.steps + int(steps), start.seconds
+                run.kept, run.remarks = dict(start.kept), list(start.remarks)
+            keep = checked_steps(keep, run.planned - int(steps), run.planned)
+            memory.check_records(len(keep) * math.prod(shape), trace * (run.planned + 1), device)
+            with stop_button() as presses, on_device(settings), lent(network, settings):
+                problem = Problem(network, *images, shape, run.planned, settings)
+                return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(
-            words in str(error) for words in ALLOCATION_FAILED
-        ):
+        if not memory.is_out_of_memory(error):
             raise
-        # Its traceback holds what was allocated; it is gone when this block is left.
-        problem = None
-    release_memory(device)
-    raise too_large(network, *z.shape[1:], precision, device, available_memory(device), "ran out of memory")
+    finally:
+        memory.release_memory(device)
+    # Here the error is gone, and with its traceback what had been allocated.
+    size = memory.by(z.shape[1:])
+    raise MemoryError(f"z: a fit of {size} ran out of memory on {device}; wants a smaller image: shrink it or crop it")
 
 
-def _optimize(problem, target, reference, steps, keep, start, watch, presses):
+def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
-    begun, earlier, step = time.perf_counter(), 0.0, 0
-    run = Fit(target=target, reference=reference, planned=steps, device=str(problem.device))
-    if start is not None:
-        step, earlier = start.steps, start.seconds
-        run.kept, run.remarks, run.planned = dict(start.kept), list(start.remarks), step + steps
+    begun, step = time.perf_counter() - run.seconds, 0
+    if start is None:
+        problem.evaluate()
+    else:
         problem.resume(start)
-    problem.make_room(run.planned + 1)
-    guard, watcher = Guard(problem, run, step), Watcher(watch, begun, presses)
+        step = start.steps
+    advance = Stepper(problem, run.say)
+    guard = Guard(problem, run, step, advance)
     try:
-        while step < run.planned and not presses and not run.diverged:
-            problem.advance(run)
+        while True:
             if step in keep:
-                run.kept[step] = problem.output[0].to("cpu", torch.float32, non_blocking=True, copy=True)
-            step += 1
+                run.kept[step] = _on_cpu(problem.output)
+            if step >= run.planned or presses or run.diverged or run.stopped:
+                break
+            advance()
+            step, looked = guard.check(step + 1)
+            # Only where the guard has waited for the device anyway.
+            run.stopped = looked and problem.has_lost_patience(step) and step < run.planned
             if watcher.is_due():
-                problem.report(run, step - 1)
-                run.seconds = earlier + time.perf_counter() - begun
+                _report(run, problem, step, begun)
                 # Otherwise the guard mends it at its next look.
                 if np.isfinite(run.loss[-1]):
                     watcher.show(run)
-            step = guard.check(step)
-            # Only where the guard has waited for the device anyway.
-            if guard.checked == step and problem.ended(step):
-                run.stopped = step < run.planned and not run.diverged
-                break
     except KeyboardInterrupt:
-        # Raised inside a step, by `operator`; a second press of ■ means it.
+        # Raised inside a step, by an operator; a second press of ■ means it.
         if presses:
             raise
         presses.append(signal.SIGINT)
         step = guard.go_back()
-    # The graph holds the memory of a whole step.
-    problem.graph = None
-    while True:
-        run.state = problem.saved_state(step)
-        # What the last update has done shows only now.
-        with torch.no_grad():
-            problem.forward()
-        if guard.is_sound(step) or step == guard.good_step:
-            break
-        step, run.diverged = guard.go_back(), not presses
-        run.say(f"The last losses are NaN or infinite: the run ends at step {step}, the last good state.")
-    if guard.doubtful or guard.is_high(problem.records[0, step]):
-        run.say("The last losses are high after a jump: the last output may be the worse for it.")
-    problem.report(run, step)
-    if problem.trace.shape[1]:
-        # A copy: a slice would hold on to the room for all planned steps.
-        run.trace = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
-    if problem.stop and problem.chosen_step >= 0:
-        run.chosen_step, run.chosen = problem.chosen_step.item(), problem.chosen[0].cpu().float()
-    if step in keep:
-        run.kept[step] = run.output
-    run.running, run.interrupted = False, bool(presses) and step < run.planned
-    run.seconds = earlier + time.perf_counter() - begun
-    run.precision = str(problem.precision)[6:]
+    step = guard.last_look(step, bool(presses))
+    run.interrupted = bool(presses) and step < run.planned
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
+    _report(run, problem, step, begun)
+    run.state, run.running = problem.saved_state(step), False
+    if problem.trace.shape[1]:
+        run.trace = _on_cpu(problem.trace[None, : step + 1])
+    if problem.stop is not None and problem.chosen_step >= 0:
+        run.chosen_step, run.chosen = int(problem.chosen_step), _on_cpu(problem.chosen)
     watcher.show(run)
     return run
+
+
+def _on_cpu(images):
+    """A copy of the first of a batch: a view would hold on to what is behind it."""
+    return images[0].to("cpu", torch.float32, copy=True)
+
+
+def _report(run, problem, step, begun):
+    """Bring the run up to its state at this step."""
+    curves = dict(zip(problem.curves, problem.records[:, : step + 1].double().cpu().numpy(), strict=True))
+    run.loss, run.held_out = curves["loss"], curves.get("held_out")
+    if problem.reference is not None:
+        with np.errstate(divide="ignore"):
+            run.psnr, run.average_psnr = (-10 * np.log10(curves[name]) for name in ("error", "average_error"))
+    run.output, run.average = _on_cpu(problem.output), _on_cpu(problem.average)
+    run.precision, run.seconds = str(problem.precision)[6:], time.perf_counter() - begun

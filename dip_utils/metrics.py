@@ -6,23 +6,13 @@ import numpy as np
 import skimage  # loads its parts when they are first used
 import torch
 
-from .images import check_image, check_same_shape
-from .runtime import check_integer, check_number
+from .engine.checks import check_image, check_integer, check_number, check_same_shape
 
 
 def mse(reference, image):
-    """Mean squared error, over all pixels and channels.
-
-    Parameters
-    ----------
-    reference, image : Tensor, (C, H, W)
-
-    Returns
-    -------
-    float
-    """
-    check_image("reference", reference, bounded=False)
-    check_image("image", image, bounded=False)
+    """Mean squared error over all values of two images (C, H, W) or signals (C, T), as a float."""
+    reference = check_image("reference", reference, bounded=False, signal=True)
+    image = check_image("image", image, bounded=False, signal=True)
     check_same_shape("image", image, "reference", reference)
     return (reference.double() - image.double()).square().mean().item()
 
@@ -32,7 +22,7 @@ def psnr(reference, image, *, border=0):
 
     Parameters
     ----------
-    reference, image : Tensor, (C, H, W)
+    reference, image : Tensor, (C, H, W) or (C, T)
     border : int
         Pixels to leave out at each side, as the super-resolution literature does.
 
@@ -41,15 +31,13 @@ def psnr(reference, image, *, border=0):
     float
         10 log₁₀(1 / MSE), in dB; infinite for equal images.
     """
+    error = mse(reference, image)
     check_integer("border", border, 0)
-    check_image("reference", reference, bounded=False)
     if 2 * border >= min(reference.shape[1:]):
         raise ValueError(f"border: got {border}; wants less than half of {min(reference.shape[1:])}, the shorter side")
     if border:
-        check_image("image", image, bounded=False)
-        reference = reference[:, border:-border, border:-border]
-        image = image[:, border:-border, border:-border]
-    error = mse(reference, image)
+        inside = (slice(None), *[slice(border, -border)] * (reference.ndim - 1))
+        error = mse(reference[inside], image[inside])
     return -10 * math.log10(error) if error else math.inf
 
 
@@ -66,8 +54,8 @@ def ssim(reference, image):
     float
         1 for equal images; the mean over the channels.
     """
-    check_image("reference", reference, bounded=False)
-    check_image("image", image, bounded=False)
+    reference = check_image("reference", reference, bounded=False)
+    image = check_image("image", image, bounded=False)
     check_same_shape("image", image, "reference", reference)
     if min(reference.shape[1:]) < 11:
         raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants at least 11 pixels on each side")
@@ -87,19 +75,18 @@ def ssim(reference, image):
 def luma(image):
     """The luma Y of ITU-R BT.601 in studio range, on which super-resolution is scored.
 
-    Parameters
-    ----------
-    image : Tensor, (3, H, W)
-
-    Returns
-    -------
-    Tensor, (1, H, W)
-        From 16/255 for black to 235/255 for white.
+    A tensor (3, H, W) gives one of (1, H, W), from 16/255 for black to 235/255
+    for white.
     """
-    check_image("image", image, bounded=False)
+    image = check_image("image", image, bounded=False)
     if len(image) != 3:
         raise ValueError(f"image: got {len(image)} channels; wants 3")
     return torch.from_numpy(skimage.color.rgb2ycbcr(image.double().numpy(), channel_axis=0)[:1] / 255).float()
+
+
+def _numbers(values):
+    """An array of what may be a tensor with gradients."""
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
 
 
 def share_explained(target, loss):
@@ -110,7 +97,7 @@ def share_explained(target, loss):
 
     Parameters
     ----------
-    target : Tensor, (C, H, W)
+    target : Tensor, (C, H, W) or (C, T)
     loss : array_like
         Mean squared errors against `target`.
 
@@ -119,29 +106,17 @@ def share_explained(target, loss):
     ndarray or float
         1 - loss / Var(target), the variance being that within the channels.
     """
-    check_image("target", target, bounded=False)
-    variance = target.double().var(dim=(1, 2), correction=0).mean().item()
+    target = check_image("target", target, bounded=False, signal=True)
+    variance = target.double().flatten(1).var(dim=1, correction=0).mean().item()
     if variance == 0:
         raise ValueError("target: got an image of one value; wants one whose variance is not 0")
-    return 1 - np.asarray(loss, dtype=float) / variance
+    return 1 - _numbers(loss) / variance
 
 
 def steps_to_reach(curve, level):
-    """The first step at which a rising curve reaches a level.
-
-    Parameters
-    ----------
-    curve : array_like, (steps + 1,)
-        One value per step.
-    level : float
-
-    Returns
-    -------
-    int or None
-        None where it never does.
-    """
+    """The first step at which a curve of one value per step is at a level or above it; None where it never is."""
     check_number("level", level)
-    reached = np.flatnonzero(np.asarray(curve) >= level)
+    reached = np.flatnonzero(_numbers(curve) >= level)
     return int(reached[0]) if len(reached) else None
 
 
@@ -169,11 +144,13 @@ def radial_power(image, *, bands=16):
     ValueError
         If the image is too small for every ring to hold a frequency.
     """
-    check_image("image", image, bounded=False)
+    image = check_image("image", image, bounded=False)
     check_integer("bands", bands, 1)
     height, width = image.shape[1:]
-    if min(height, width) < 2 * bands:
-        raise ValueError(f"image: got {height} × {width}; wants at least {2 * bands} on each side for {bands} bands")
+    # Of two pixels the window leaves nothing.
+    least = max(3, 2 * bands)
+    if min(height, width) < least:
+        raise ValueError(f"image: got {height} × {width}; wants at least {least} on each side for {bands} bands")
     pixels = image.double().numpy()
     taper = skimage.filters.window("hann", (height, width))
     pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) * taper

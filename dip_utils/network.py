@@ -1,4 +1,4 @@
-"""The untrained network: an hourglass of convolutions with skip connections.
+"""The untrained network: an hourglass of convolutions with skip connections, and its input z.
 
 Ulyanov, Vedaldi, Lempitsky, *Deep Image Prior*, CVPR 2018, supplementary
 material, section 1. The report's requirements 1 to 3 use two instances of it.
@@ -8,14 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .kernels import NarrowBatchNorm, join_and_convolve
-from .runtime import check_integer, check_number, seeded
-
-LEAK = 0.2
-#: From this many numbers in a tensor on, the forms in `kernels` are faster on the CPU.
-LARGE = 2**18
-#: Up to this many channels, `NarrowBatchNorm` is faster.
-NARROW = 32
+from .engine.checks import check_integer, check_number
+from .engine.machine import seeded
 
 #: Requirement 1 of the report: 572,827 parameters.
 PARAMETRIZATION = dict(input_channels=3, channels=(8, 16, 32, 64, 128), skip_channels=(0, 0, 0, 4, 4))
@@ -23,47 +17,37 @@ PARAMETRIZATION = dict(input_channels=3, channels=(8, 16, 32, 64, 128), skip_cha
 RESTORATION = dict(input_channels=32, channels=(128,) * 5, skip_channels=(4,) * 5)
 
 
-def is_large(x):
-    """Whether a form from `kernels` pays for x: on a GPU it was not measured."""
-    return x.device.type == "cpu" and x.numel() >= LARGE
+def convolution(inputs, outputs, size, stride=1):
+    """A convolution that keeps the image's size (halves it with stride 2), the image reflected at its border."""
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, padding_mode="reflect" if size > 1 else "zeros")
 
 
-class Convolution(nn.Conv2d):
-    """A convolution with reflection padding that computes in the dtype of its input.
-
-    The weights stay float32: they are rounded for the product only, so that
-    Adam's small steps are not lost when the activations are bfloat16.
-    """
-
-    def __init__(self, inputs, outputs, size, stride=1):
-        super().__init__(inputs, outputs, size, stride)
-        self.margin = size // 2
-
-    def forward(self, x):
-        """(1, inputs, H, W) to (1, outputs, H / stride, W / stride)."""
-        if self.margin:
-            x = F.pad(x, (self.margin,) * 4, mode="reflect")
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), self.stride)
-
-
-class Normalization(nn.BatchNorm2d):
+def norm(channels):
     """Batch norm that always uses the statistics of the image at hand."""
-
-    def __init__(self, channels):
-        super().__init__(channels, track_running_stats=False)
-
-    def forward(self, x):
-        """(1, channels, H, W), each channel to its own mean and variance."""
-        if is_large(x) and self.num_features <= NARROW and x.is_contiguous(memory_format=torch.channels_last):
-            return NarrowBatchNorm.apply(x, self.weight, self.bias, self.eps)
-        return super().forward(x)
+    return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
 def block(inputs, outputs, size, stride=1):
-    """Convolution, batch norm, LeakyReLU(0.2)."""
-    return nn.Sequential(
-        Convolution(inputs, outputs, size, stride), Normalization(outputs), nn.LeakyReLU(LEAK, inplace=True)
-    )
+    """Convolution, batch norm, LeakyReLU."""
+    return nn.Sequential(convolution(inputs, outputs, size, stride), norm(outputs), nn.LeakyReLU(0.2, inplace=True))
+
+
+class Join(nn.Module):
+    """Enlarge what comes from below twofold, put the skip branch in front of it, batch norm, 3×3 convolution."""
+
+    def __init__(self, skip, below, outputs):
+        super().__init__()
+        self.norm = norm(skip + below)
+        self.convolution = convolution(skip + below, outputs, 3)
+
+    def forward(self, skip, below, height, width):
+        """(1, skip, height, width) or None, and (1, below, height / 2, width / 2), to (1, outputs, height, width)."""
+        x = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)
+        # An odd side was rounded up on the way down.
+        x = x[..., :height, :width]
+        if skip is not None:
+            x = torch.cat([skip, x], dim=1)
+        return self.convolution(self.norm(x))
 
 
 class Scale(nn.Module):
@@ -71,62 +55,20 @@ class Scale(nn.Module):
 
     def __init__(self, inputs, channels, skip_channels):
         super().__init__()
-        width, skip = channels[0], skip_channels[0]
+        (width, *deeper), (skip, *deeper_skip) = channels, skip_channels
         self.down = nn.Sequential(block(inputs, width, 3, stride=2), block(width, width, 3))
-        self.deeper = Scale(width, channels[1:], skip_channels[1:]) if channels[1:] else nn.Identity()
+        self.deeper = Scale(width, deeper, deeper_skip) if deeper else nn.Identity()
         self.skip = block(inputs, skip, 1) if skip else None
-        joined = skip + (channels[1] if channels[1:] else width)
-        self.join = Normalization(joined)
-        self.up = nn.Sequential(block(joined, width, 3), block(width, width, 1))
+        self.join = Join(skip, deeper[0] if deeper else width, width)
+        self.up = nn.Sequential(norm(width), nn.LeakyReLU(0.2, inplace=True), block(width, width, 1))
 
     def forward(self, x):
         """(1, inputs, H, W) to (1, channels[0], H, W)."""
-        height, width = x.shape[-2:]
         skip = None if self.skip is None else self.skip(x)
-        y = self.deeper(self.down(x))
-        (convolution, *activation), last = self.up
-        if is_large(y) and height % 2 == width % 2 == 0:
-            y = join_and_convolve(skip, y, self.join, convolution)
-        else:
-            y = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
-            # An odd side was rounded up on the way down.
-            y = y[..., :height, :width]
-            y = convolution(self.join(y if skip is None else torch.cat([skip, y], dim=1)))
-        for layer in (*activation, last):
-            y = layer(y)
-        return y
+        return self.up(self.join(skip, self.deeper(self.down(x)), *x.shape[-2:]))
 
 
-class Generator(nn.Module):
-    """What `fit` can train: it maps z to an image of the same height and width.
-
-    Attributes
-    ----------
-    input_channels, output_channels : int
-        Of z and of the image.
-    channels : tuple of int
-        Of each scale, from the largest image to the smallest.
-    smallest_side : int
-        Of z, in pixels.
-    size : tuple of int or None
-        Height and width, for a generator that makes images of one size only.
-    """
-
-    size = None
-
-    def __init__(self, input_channels, channels, output_channels):
-        super().__init__()
-        self.input_channels, self.output_channels = input_channels, output_channels
-        self.channels = channels
-        self.smallest_side = 2 ** len(channels) + 1 if channels else 1
-
-    @property
-    def parameter_count(self):
-        """Number of trainable parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-
-class SkipNetwork(Generator):
+class SkipNetwork(nn.Module):
     """The generator f_θ: an encoder-decoder with skip connections.
 
     Each scale is a 3×3 convolution with stride 2 and a 3×3 convolution; then,
@@ -135,6 +77,10 @@ class SkipNetwork(Generator):
     convolution. Every convolution has reflection padding, a bias, batch norm
     in training mode and LeakyReLU(0.2). The head is a 1×1 convolution and a
     sigmoid.
+
+    The weights begin as PyTorch drew them in 2018, those of the batch norms too:
+    uniform in (0, 1), where today they are 1. `benchmarks/README.md` shows what
+    difference it makes.
 
     Parameters
     ----------
@@ -147,17 +93,8 @@ class SkipNetwork(Generator):
         Channels of each skip branch; 0 for no branch. As long as `channels`.
     output_channels : int
         3 for RGB, 1 for greyscale.
-    uniform_gain : bool
-        Whether the weights of the batch norms begin uniform in (0, 1), as
-        PyTorch drew them up to version 1.1, when paper and report were written,
-        and not at 1. What it does is measured in `benchmarks/README.md`.
     seed : int
-        Seed of the initial weights. The global random state is not touched.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If an argument has no meaning; the message names it.
+        Of the initial weights. The global random state is not touched.
 
     Examples
     --------
@@ -170,29 +107,44 @@ class SkipNetwork(Generator):
     Deep Image Prior, supplementary material, section 1 and figure 1.
     """
 
-    def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, uniform_gain=False, seed):
+    def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, seed):
         check_integer("input_channels", input_channels, 1)
         check_integer("output_channels", output_channels, 1)
         channels, skip_channels = tuple(channels), tuple(skip_channels)
         if not channels or len(channels) != len(skip_channels):
             raise ValueError(
                 f"skip_channels: got {len(skip_channels)} numbers for {len(channels)} scales; "
-                "give one number for each number in channels, and at least one"
+                "wants one number for each number in channels, and at least one"
             )
-        for width in channels:
+        for width, skip in zip(channels, skip_channels, strict=True):
             check_integer("channels", width, 1)
-        for width in skip_channels:
-            check_integer("skip_channels", width, 0)
-        seed = seeded(seed, "weights").initial_seed()
-        super().__init__(input_channels, channels, output_channels)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            check_integer("skip_channels", skip, 0)
+        generator = seeded(seed, "weights")
+        super().__init__()
+        self.input_channels, self.channels, self.output_channels = input_channels, channels, output_channels
+        # On this device layers are made without weights: PyTorch would draw them from the global random state.
+        with torch.device("meta"):
             self.scales = Scale(input_channels, channels, skip_channels)
-            self.head = Convolution(channels[0], output_channels, 1)
-            if uniform_gain:
-                for module in self.modules():
-                    if isinstance(module, Normalization):
-                        nn.init.uniform_(module.weight)
+            self.head = convolution(channels[0], output_channels, 1)
+        self.to_empty(device="cpu")
+        self._draw_weights(generator)
+
+    @torch.no_grad()
+    def _draw_weights(self, generator):
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                bound = layer.weight[0].numel() ** -0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
+            elif isinstance(layer, nn.BatchNorm2d):
+                # Up to PyTorch 1.1, hence in paper, report and sample code; since then they are 1.
+                layer.weight.uniform_(0, 1, generator=generator)
+                layer.bias.zero_()
+
+    @property
+    def parameter_count(self):
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, z):
         """Map z to an image.
@@ -200,33 +152,48 @@ class SkipNetwork(Generator):
         Parameters
         ----------
         z : Tensor, (1, input_channels, H, W)
-            float32, or bfloat16 to compute the activations in bfloat16.
+            More than 2**scales pixels on each side.
 
         Returns
         -------
         Tensor, (1, output_channels, H, W)
-            float32, values in (0, 1).
+            Values in (0, 1), of at least float32.
+
+        Raises
+        ------
+        ValueError
+            If z has another number of channels, or is too small for the scales.
         """
+        _, inputs, height, width = z.shape
+        if inputs != self.input_channels:
+            raise ValueError(f"z: got {inputs} channels; wants {self.input_channels}, the network's input_channels")
+        smallest = 2 ** len(self.channels) + 1
+        if min(height, width) < smallest:
+            raise ValueError(
+                f"z: got {height} × {width}; wants at least {smallest} on each side for {len(self.channels)} scales"
+            )
         output = self.head(self.scales(z))
         return torch.sigmoid(output.to(torch.promote_types(output.dtype, torch.float32)))
 
 
-def random_input(channels, height, width, *, scale=0.1, seed):
+def random_input(channels, *size, scale=0.1, seed):
     """The network's input z: independent values, uniform in [0, scale).
 
     Parameters
     ----------
-    channels, height, width : int
-        As many channels as the network's `input_channels`; the size of the image.
+    channels : int
+        As many as the network's `input_channels`.
+    *size : int
+        Of the image: its height and width. One number, for a network on signals.
     scale : float
         1/10 in the paper and the report.
     seed : int
 
     Returns
     -------
-    Tensor, (channels, height, width)
+    Tensor, (channels, *size)
     """
-    for name, value in (("channels", channels), ("height", height), ("width", width)):
+    for name, value in (("channels", channels), *(("size", side) for side in size)):
         check_integer(name, value, 1)
     check_number("scale", scale, above=0)
-    return torch.rand(channels, height, width, generator=seeded(seed, "input")) * scale
+    return torch.rand(channels, *size, generator=seeded(seed, "input")) * scale

@@ -6,8 +6,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from .images import check_image
-from .runtime import check_integer
+from .engine.checks import check_choice, check_image, check_integer
 
 METHODS = {
     "nearest": Image.Resampling.NEAREST,
@@ -17,19 +16,18 @@ METHODS = {
 
 
 def lanczos(x, lobes=2):
-    """The Lanczos window: sinc(x) sinc(x / lobes) for |x| < lobes, else 0.
-
-    Parameters
-    ----------
-    x : Tensor
-        Distance in samples of the coarser grid.
-    lobes : int
-
-    Returns
-    -------
-    Tensor
-    """
+    """The Lanczos window of x in samples of the coarser grid: sinc(x) sinc(x / lobes) for |x| < lobes, else 0."""
     return torch.where(x.abs() < lobes, torch.sinc(x) * torch.sinc(x / lobes), torch.zeros_like(x))
+
+
+def check_floating(name, image):
+    """Raise unless `image` is a tensor (..., H, W) of floating-point numbers."""
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"{name}: got {type(image).__name__}; wants a tensor")
+    if not image.is_floating_point():
+        raise TypeError(f"{name}: got dtype {str(image.dtype)[6:]}; wants floating-point numbers")
+    if image.ndim < 2 or 0 in image.shape:
+        raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (..., height, width)")
 
 
 class LanczosDownsampler(nn.Module):
@@ -64,31 +62,18 @@ class LanczosDownsampler(nn.Module):
         self.register_buffer("kernel", (kernel / kernel.sum()).float())
 
     def forward(self, image):
-        """Shrink an image or a batch.
-
-        Parameters
-        ----------
-        image : Tensor, (..., H, W)
-            H and W are multiples of the factor.
-
-        Returns
-        -------
-        Tensor, (..., H / factor, W / factor)
-
-        Raises
-        ------
-        ValueError
-            If a side is not a multiple of the factor.
-        """
+        """Shrink (..., H, W) to (..., H / factor, W / factor); both sides must be multiples of the factor."""
+        check_floating("image", image)
         *lead, height, width = image.shape
         if height % self.factor or width % self.factor:
             raise ValueError(
                 f"image: got {height} × {width}; wants both sides to be multiples of the factor, {self.factor}"
             )
-        margin = (len(self.kernel) - self.factor) // 2
+        kernel = self.kernel.to(image.dtype)
+        margin = (len(kernel) - self.factor) // 2
         planes = F.pad(image.reshape(-1, 1, height, width), (margin,) * 4, mode="replicate")
-        planes = F.conv2d(planes, self.kernel.view(1, 1, -1, 1), stride=(self.factor, 1))
-        planes = F.conv2d(planes, self.kernel.view(1, 1, 1, -1), stride=(1, self.factor))
+        planes = F.conv2d(planes, kernel.view(1, 1, -1, 1), stride=(self.factor, 1))
+        planes = F.conv2d(planes, kernel.view(1, 1, 1, -1), stride=(1, self.factor))
         return planes.reshape(*lead, height // self.factor, width // self.factor)
 
 
@@ -108,10 +93,9 @@ def resize(image, height, width, method="lanczos"):
     Tensor, (C, height, width)
         Clipped to [0, 1], since the last two overshoot at edges.
     """
-    check_image("image", image)
+    image = check_image("image", image)
     check_integer("height", height, 1)
     check_integer("width", width, 1)
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}; wants one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     planes = [Image.fromarray(plane).resize((width, height), METHODS[method]) for plane in image.numpy()]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)

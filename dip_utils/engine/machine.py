@@ -1,36 +1,57 @@
 """The machine underneath: budget, device, precision, seeds, allocator."""
 
+import contextlib
 import ctypes
-import math
-import numbers
+import functools
 import os
 import platform
+import sys
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.nn import functional as F
+
+from .checks import check_choice, check_integer
 
 BUDGETS = ("full", "quick", "smoke")
+#: How many times as fast as float32 bfloat16 must be to be worth its rounding.
+WORTH = 1.2
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def check_integer(name, value, least):
-    """Raise unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: got {value!r}; wants an integer")
-    if value < least:
-        raise ValueError(f"{name}: got {value}; wants an integer of at least {least}")
+@dataclass(frozen=True)
+class Tuning:
+    """How a fit uses the machine: what benchmarks and tests vary, and nobody else."""
+
+    #: CPU: from this many numbers in a tensor on, the faster forms are used.
+    large: int = 2**18
+    #: CUDA: capture a step as a graph; try cuDNN's algorithms; reflect borders by slices.
+    graph: bool = True
+    cudnn_benchmark: bool = True
+    slices: bool = False
+    #: Images with the channels innermost.
+    channels_last: bool = True
 
 
-def check_number(name, value, *, above=None, least=None):
-    """Raise unless `value` is a finite real number within its bound."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: got {value!r}; wants a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: got {value}; wants a finite number")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}: got {value}; wants a number above {above}")
-    if least is not None and value < least:
-        raise ValueError(f"{name}: got {value}; wants a number of at least {least}")
+_TUNING = ContextVar("tuning", default=None)
+
+
+def tuning():
+    """The settings that hold here."""
+    return _TUNING.get() or Tuning()
+
+
+@contextlib.contextmanager
+def tuned(**changes):
+    """Use other settings for the fits of this block (and thread)."""
+    token = _TUNING.set(replace(tuning(), **changes))
+    try:
+        yield
+    finally:
+        _TUNING.reset(token)
 
 
 def seeded(seed, purpose="", device="cpu"):
@@ -61,6 +82,12 @@ def seeded(seed, purpose="", device="cpu"):
     return torch.Generator(device).manual_seed(int(seed))
 
 
+def say(line):
+    """Print a line, with a ? for what the terminal cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding))
+
+
 def choose_budget():
     """How much work a notebook does: ``DIP_BUDGET``, or what fits the machine.
 
@@ -77,8 +104,7 @@ def choose_budget():
         If ``DIP_BUDGET`` holds another word.
     """
     budget = os.environ.get("DIP_BUDGET") or ("full" if torch.cuda.is_available() else "quick")
-    if budget not in BUDGETS:
-        raise ValueError(f"DIP_BUDGET: got {budget!r}; wants one of {', '.join(BUDGETS)}")
+    check_choice("DIP_BUDGET", budget, BUDGETS)
     return budget
 
 
@@ -111,15 +137,37 @@ def choose_device(device="auto"):
     return chosen
 
 
+@functools.cache
+def bfloat16_gain():
+    """How many times as fast as in float32 a 3×3 convolution is in bfloat16 on this CPU, forward and backward.
+
+    Measured, once per process and in some hundredths of a second: a processor's
+    flags do not tell.
+    """
+
+    def seconds(dtype):
+        x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
+        x, weight = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            F.conv2d(x, weight, padding=1).sum().backward()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
+
+
 def choose_precision(precision="auto", device="cpu"):
     """The dtype of the activations; weights and statistics have at least float32.
 
     Parameters
     ----------
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        "auto" takes bfloat16 where the hardware multiplies it natively;
-        float16 on older CUDA cards with tensor cores; else float32. float64
-        computes everything in float64: slow, for checks.
+        "auto" takes bfloat16 where it is clearly faster: on recent CUDA cards,
+        and on a CPU where a trial shows it; float16 on older cards with tensor
+        cores; else float32. float64 computes everything in float64: slow, for
+        checks.
     device : torch.device
 
     Returns
@@ -132,16 +180,15 @@ def choose_precision(precision="auto", device="cpu"):
         If the precision is unknown, or float16 is asked for on the CPU.
     """
     device = torch.device(device)
-    if precision == "auto":
-        if device.type == "cuda":
-            major = torch.cuda.get_device_capability(device)[0]
-            precision = "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
-        else:
-            native = torch.cpu.get_capabilities()
-            # Without these instructions bfloat16 is emulated and slower than float32.
-            precision = "bfloat16" if native.get("avx512_bf16") or native.get("amx_bf16") else "float32"
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}; wants 'auto', {', '.join(map(repr, PRECISIONS))}")
+    check_choice("precision", precision, ("auto", *PRECISIONS))
+    if precision == "auto" and device.type == "cuda":
+        major = torch.cuda.get_device_capability(device)[0]
+        precision = "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
+    elif precision == "auto":
+        # Where these instructions are missing there is nothing to try.
+        has = torch.cpu.get_capabilities()
+        native = has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16")
+        precision = "bfloat16" if native and bfloat16_gain() >= WORTH else "float32"
     if precision == "float16" and device.type == "cpu":
         raise ValueError("precision: got 'float16' on the CPU; wants another one there")
     return PRECISIONS[precision]
@@ -161,7 +208,7 @@ def describe_machine(budget):
         name = torch.cuda.get_device_name(device)
     else:
         name = f"CPU with {torch.get_num_threads()} threads, no CUDA: everything runs, only more slowly"
-    print(f"budget {budget} on {name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}")
+    say(f"budget {budget} on {name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}")
 
 
 def keep_freed_memory():
@@ -169,7 +216,8 @@ def keep_freed_memory():
 
     A step frees and allocates the same gigabytes again. By default glibc gives
     them back to the system in between, and the page faults cost more than the
-    arithmetic. ``DIP_ALLOCATOR=default`` switches this off.
+    arithmetic. It holds for the process, from its first fit on; what a fit has
+    left is given back at its end. ``DIP_ALLOCATOR=default`` switches this off.
 
     Returns
     -------

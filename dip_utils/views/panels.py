@@ -7,28 +7,47 @@ stands in their place. Core widgets of ipywidgets 7.7 and above.
 import html
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import ipywidgets
 from IPython.display import display
+from torch.nn.functional import interpolate
 
-from .figures import bundle, draw_images, png
-from .images import check_image, load_image, save_image
-from .widgets import DRAWING_SHARE
+from ..engine.checks import check_image
+from ..engine.machine import say
+from ..images import load_image, save_image
+from .figures import draw_images
+from .live import Pace
+from .page import bundle, in_notebook, png, show
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def show_panel(box, figure, text, description):
-    """Show a widget, and where there is no kernel a picture in its place."""
-    data, metadata = bundle(figure, text, description)
+def new_picture(description):
+    """A widget that shows the bytes of a PNG file."""
+    picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+    picture.alt = description
+    return picture
+
+
+def bold(error):
+    """The error's words for a widget."""
+    return f"<b>{html.escape(str(error))}</b>"
+
+
+def show_panel(box, figure, name):
+    """Show a widget, and where there is no kernel a picture of its first state in its place."""
+    description = "First state of a panel that needs a kernel"
+    if not in_notebook():
+        say("A panel needs a notebook; this is a picture of its first state.")
+        return show(figure, "panel", description)
+    data, metadata = bundle(figure, f"<panel: {name}>", description)
     data[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
     display(data, raw=True, metadata=metadata)
 
 
 def explore(function, **controls):
-    """Redraw some images whenever a control is moved.
+    """Redraw the images that a function makes whenever one of its controls is moved.
 
     Parameters
     ----------
@@ -36,29 +55,25 @@ def explore(function, **controls):
         Takes the values of the controls by name, returns a dict of str to
         Tensor (C, H, W).
     **controls : ipywidgets.Widget
-        One for each argument of `function`.
     """
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-    picture.alt = f"What the controls {', '.join(controls)} make"
-    message = ipywidgets.HTML()
+    picture, message = new_picture(f"What the controls {', '.join(controls)} make"), ipywidgets.HTML()
 
-    def images():
-        return function(**{name: control.value for name, control in controls.items()})
+    def draw():
+        return draw_images(function(**{name: control.value for name, control in controls.items()}))
 
     def redraw(_):
         try:
-            picture.value = png(draw_images(images()))
+            picture.value = png(draw())
             message.value = ""
         except (TypeError, ValueError) as error:
-            message.value = f"<b>{html.escape(str(error))}</b>"
+            message.value = bold(error)
 
     for name, control in controls.items():
         control.description = control.description or name
         control.observe(redraw, "value")
-    figure = draw_images(images())
+    figure = draw()
     picture.value = png(figure)
-    box = ipywidgets.VBox([*controls.values(), message, picture])
-    show_panel(box, figure, f"<panel: {', '.join(controls)}>", "First state of a panel that needs a kernel")
+    show_panel(ipywidgets.VBox([*controls.values(), message, picture]), figure, ", ".join(controls))
 
 
 class OwnImagePanel:
@@ -68,7 +83,8 @@ class OwnImagePanel:
     ----------
     try_it : callable
         Takes an image (C, H, W), the number of steps and a `watch` for `fit`;
-        returns the Fit.
+        returns the Fit. Its target may be smaller than its output, and it needs
+        no reference: to enlarge a picture of which there is no large one.
     image : Tensor, (C, H, W)
         What the panel begins with.
     steps : int
@@ -76,9 +92,8 @@ class OwnImagePanel:
     """
 
     def __init__(self, try_it, image, *, steps):
-        check_image("image", image)
-        self.try_it, self.image, self.run, self.thread = try_it, image, None, None
-        self.named = True
+        self.try_it, self.image = try_it, check_image("image", image)
+        self.run, self.thread, self.named = None, None, True
         self.stopping = threading.Event()
         wide = {"description_width": "initial"}
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="upload")
@@ -88,26 +103,18 @@ class OwnImagePanel:
         self.start = ipywidgets.Button(description="start", icon="play", button_style="primary")
         self.stop = ipywidgets.Button(description="stop", icon="stop", disabled=True)
         self.save = ipywidgets.Button(description="save as PNG", icon="save", disabled=True)
-        self.message = ipywidgets.HTML()
-        self.picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self.picture.alt = "The image, and beside it the result so far"
+        self.message, self.picture = ipywidgets.HTML(), new_picture("The image, and beside it the result so far")
         for control in (self.upload, self.path, self.longest):
             control.observe(self._choose, "value")
         self.start.on_click(self._start)
         self.stop.on_click(lambda _: self.stopping.set())
         self.save.on_click(self._save)
-        self.box = ipywidgets.VBox(
-            [
-                ipywidgets.HBox([self.upload, self.path]),
-                ipywidgets.HBox([self.longest, self.steps]),
-                ipywidgets.HBox([self.start, self.stop, self.save]),
-                self.message,
-                self.picture,
-            ]
-        )
-        figure = draw_images({"your image": image, "the result will stand here": image * 0 + 0.9})
+        rows = [self.upload, self.path], [self.longest, self.steps], [self.start, self.stop, self.save]
+        self.box = ipywidgets.VBox([*map(ipywidgets.HBox, rows), self.message, self.picture])
+        # As large as it is beside the result.
+        figure = draw_images({"your image": self.image}, columns=2)
         self.picture.value = png(figure)
-        show_panel(self.box, figure, "<panel: your own image>", "First state of a panel that needs a kernel")
+        show_panel(self.box, figure, "your own image")
 
     def _choose(self, change):
         """Load what was uploaded or named last."""
@@ -117,41 +124,40 @@ class OwnImagePanel:
         # A dict by file name before ipywidgets 8, a tuple since.
         uploads = [{"name": k} | v for k, v in uploads.items()] if isinstance(uploads, dict) else list(uploads)
         try:
-            if self.named and self.path.value:
-                self.image = load_image(self.path.value, longest=self.longest.value)
-            elif uploads:
-                with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder:
+                if self.named and self.path.value:
+                    file = self.path.value
+                elif uploads:
                     file = Path(folder) / Path(uploads[-1]["name"]).name
                     file.write_bytes(bytes(uploads[-1]["content"]))
-                    self.image = load_image(file, longest=self.longest.value)
-            else:
-                return
+                else:
+                    return
+                self.image = load_image(file, longest=self.longest.value, multiple=1)
         except (OSError, ValueError) as error:
-            self.message.value = f"<b>{html.escape(str(error))}</b>"
+            self.message.value = bold(error)
             return
         self.message.value = f"{self.image.shape[1]} × {self.image.shape[2]} pixels"
-        self.picture.value = png(draw_images({"your image": self.image}))
+        self.picture.value = png(draw_images({"your image": self.image}, columns=2))
 
     def _start(self, _):
         """Fit in a thread of its own, so that the stop button is heard."""
         if self.thread is not None and self.thread.is_alive():
             return
         self.stopping.clear()
-        self.begun, self.spent = time.perf_counter(), 0.0
+        self.pace = Pace()
         self.start.disabled, self.stop.disabled, self.save.disabled = True, False, True
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
 
+    def _draw(self, run):
+        seen = interpolate(run.target[None], run.best.shape[1:], mode="nearest")[0]
+        return png(draw_images({"what the fit sees": seen, "the result": run.best}, dpi=72))
+
     def _watch(self, run):
         if self.stopping.is_set() and run.running:
             raise KeyboardInterrupt
-        before = time.perf_counter()
-        # Less than `fit` allows: it goes on to call, and the stop button is heard here.
-        if run.running and self.spent > DRAWING_SHARE * (before - self.begun):
-            return
-        pictures = {"what the fit sees": run.target, "average of the outputs": run.average}
-        self.picture.value = png(draw_images(pictures, dpi=72))
-        self.spent += time.perf_counter() - before
+        if not run.running or self.pace.is_due():
+            self.picture.value = self.pace.draw(self._draw, run)
         quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
         self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
 
@@ -160,11 +166,11 @@ class OwnImagePanel:
             self.run = self.try_it(self.image, self.steps.value, self._watch)
             self.save.disabled = False
         except Exception as error:
-            self.message.value = f"<b>{html.escape(str(error))}</b>"
+            self.message.value = bold(error)
         finally:
             self.start.disabled, self.stop.disabled = False, True
 
     def _save(self, _):
         path = Path("deep_image_prior.png").resolve()
         save_image(self.run.best.clamp(0, 1), path)
-        self.message.value = f"saved as {path}"
+        self.message.value = html.escape(f"saved as {path}")

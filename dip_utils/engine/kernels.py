@@ -1,9 +1,9 @@
-"""Two pieces of the network in a faster form, for the CPU: the same numbers to rounding.
+"""The network in faster forms, for the time of a fit: the same numbers to rounding.
 
-Nothing here is needed to understand the network: `network.Scale` has the plain
-form of the first piece beside it, `torch.nn.BatchNorm2d` is that of the second.
+Nothing here is needed to understand the network: the plain forms stand in
+`network.py`, and a test holds the two equal.
 
-**The join of a scale.** The plain way enlarges y twofold, normalises it and
+**The join of a scale** (CPU). The plain way enlarges y twofold, normalises it and
 convolves the large image. Bilinear enlarging is zero stuffing (a zero behind each
 pixel) followed by the blur (1, 3, 3, 1)/4 along each axis, and a blur commutes
 with a convolution:
@@ -14,15 +14,26 @@ On the right three of four products are with zeros, and a transposed convolution
 leaves them out: a quarter of the arithmetic. The normalisation moves into w, and
 its moments are taken from y, so that three large images are never made.
 
-**Batch norm of few channels**, see `NarrowBatchNorm`.
+**Batch norm of few channels** (CPU), see `NarrowBatchNorm`.
+
+**Reflection by slices** (CUDA, where it is switched on): PyTorch's own returns the
+other memory format there.
 """
 
+import contextlib
+import functools
 import math
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..network import Join
+from .machine import tuning
+
+#: Up to this many channels `NarrowBatchNorm` is faster.
+NARROW = 32
 BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
 #: The autocorrelation of BLUR as seen on the small grid, with sum 1.
 SMOOTH = (3 / 16, 10 / 16, 3 / 16)
@@ -128,7 +139,8 @@ def join_and_convolve(skip, y, norm, convolution):
     padded, mean, square, rows, columns = Survey.apply(y)
     scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
     shift = norm.bias[skips:] - scale * mean
-    weight = convolution.weight[:, skips:]
+    # As exact as the normalisation that moves into them, also where they were rounded for the convolutions.
+    weight = convolution.weight[:, skips:].to(scale.dtype)
     bias = (convolution.bias + weight.sum((2, 3)) @ shift).to(y.dtype)
     weight = (weight * scale[:, None, None]).to(y.dtype, memory_format=torch.channels_last)
 
@@ -201,3 +213,45 @@ class NarrowBatchNorm(torch.autograd.Function):
         gradient += torch.addcmul(shift, rows, scale)
         batch, channels, height, width = ctx.shape
         return gradient.view(batch, height, width, channels).permute(0, 3, 1, 2), to_weight, to_bias, None
+
+
+@contextlib.contextmanager
+def accelerated(network):
+    """Swap the faster forms into the layers of a network that have one; take them out at the end."""
+    forms = {Join: _join, nn.BatchNorm2d: _batch_norm}
+    if tuning().slices:
+        forms[nn.Conv2d] = _convolution
+    swapped = [layer for layer in network.modules() if type(layer) in forms and "forward" not in vars(layer)]
+    for layer in swapped:
+        layer.forward = functools.partial(forms[type(layer)], layer)
+    try:
+        yield
+    finally:
+        for layer in swapped:
+            del layer.forward
+
+
+def _pays(x):
+    """Whether x is large enough for these forms: on a GPU they were not measured."""
+    return x.device.type == "cpu" and x.numel() >= tuning().large
+
+
+def _join(layer, skip, below, height, width):
+    if _pays(below) and height % 2 == width % 2 == 0:
+        return join_and_convolve(skip, below, layer.norm, layer.convolution)
+    return Join.forward(layer, skip, below, height, width)
+
+
+def _batch_norm(layer, x):
+    narrow = layer.num_features <= NARROW and x.is_contiguous(memory_format=torch.channels_last)
+    if narrow and _pays(x) and not layer.track_running_stats and layer.affine:
+        return NarrowBatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
+    return nn.BatchNorm2d.forward(layer, x)
+
+
+def _convolution(layer, x):
+    if layer.padding_mode != "reflect" or layer.padding != (1, 1):
+        return nn.Conv2d.forward(layer, x)
+    x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
+    x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
+    return F.conv2d(x, layer.weight, layer.bias, layer.stride, dilation=layer.dilation, groups=layer.groups)

@@ -1,0 +1,12 @@
+"""How a fit is made fast and safe; a reader of the method never needs to open it.
+
+`step` is the mathematics of one step; `graph` replays it on CUDA; `kernels` has
+faster forms of the network's layers; `guard` notices divergence; `watch` lets a
+run be watched and stopped; `rehearsal` tries everything before it starts;
+`memory` knows whether it fits; `saving` writes a run to a file; `machine` is the
+device, the precision, the budget and the seeds; `checks` are the words of errors;
+`decoding` reads odd image files.
+
+The lab's own files use `checks` and `machine`; `fitting` uses the rest, `images`
+the decoding. What is here may change as long as `fit` computes the same.
+"""

@@ -1,0 +1,84 @@
+"""Checks of what a user hands over: each message names the argument, what it got and what it wants."""
+
+import math
+import numbers
+
+import torch
+
+#: How far rounding may carry a value of an image beyond 0 or 1.
+ROUNDING = 1e-5
+
+
+def check_integer(name, value, least):
+    """Raise unless `value` is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: got {value!r}; wants an integer")
+    if value < least:
+        raise ValueError(f"{name}: got {value}; wants an integer of at least {least}")
+
+
+def check_number(name, value, *, above=None, least=None, below=None):
+    """Raise unless `value` is a finite real number within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: got {value!r}; wants a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: got {value}; wants a finite number")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}: got {value}; wants a number above {above}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: got {value}; wants a number of at least {least}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}: got {value}; wants a number below {below}")
+
+
+def check_choice(name, value, choices):
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}; wants one of {', '.join(map(str, choices))}")
+
+
+def check_image(name, image, *, bounded=True, signal=False):
+    """Return the image without its history of gradients, or raise.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    image : Tensor, (C, H, W)
+        float32, on the CPU, finite.
+    bounded : bool
+        Whether values must lie in [0, 1]; what rounding has carried beyond is
+        clipped.
+    signal : bool
+        Whether a signal (C, T) will do as well.
+
+    Returns
+    -------
+    Tensor
+    """
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"{name}: got {type(image).__name__}; wants a float32 tensor (C, H, W), as load_image returns")
+    if image.dtype != torch.float32:
+        hint = "; divide integers by their white, 255 or 65535" if not image.dtype.is_floating_point else ""
+        hint = "; take its real part or its magnitude" if image.dtype.is_complex else hint
+        raise TypeError(f"{name}: got dtype {str(image.dtype)[6:]}; wants float32{hint}")
+    if image.ndim not in ((2, 3) if signal else (3,)) or 0 in image.shape:
+        or_signal = " or (channels, time)" if signal else ""
+        raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (channels, height, width){or_signal}")
+    if image.device.type != "cpu":
+        raise ValueError(f"{name}: got a tensor on {image.device}; wants it on the CPU, fit moves it")
+    image = image.detach()
+    least, most = (value.item() for value in image.aminmax())
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")
+    if bounded and (least < -ROUNDING or most > 1 + ROUNDING):
+        raise ValueError(f"{name}: got values from {least:.7g} to {most:.7g}; wants them in [0, 1]")
+    return image.clamp(0, 1) if bounded and (least < 0 or most > 1) else image
+
+
+def check_same_shape(name, image, other_name, other):
+    """Raise unless two images have one shape."""
+    if image.shape != other.shape:
+        raise ValueError(
+            f"{name}: got shape {tuple(image.shape)}; wants {tuple(other.shape)}, the shape of {other_name}"
+        )

@@ -1,0 +1,89 @@
+"""CUDA: a whole step captured as a graph and replayed, one launch instead of some thousand.
+
+A graph replays what was launched when it was captured: an operator's or a
+network's Python code runs then and never again, so that what it counts or
+decides in Python is frozen.
+"""
+
+import contextlib
+import functools
+import threading
+
+import torch
+
+from .machine import tuning
+
+#: Steps that are taken one by one before one is captured.
+WARM_UP_STEPS = 3
+#: One fit at a time on the cards of a process: during a capture nothing else may be launched.
+_LOCK = threading.RLock()
+
+
+@functools.cache
+def _stream(device):
+    """Not the default stream, on which no graph can be captured; one, since PyTorch reuses memory by stream."""
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def on_device(settings):
+    """Everything that a fit on this device has to itself; nothing to do on the CPU."""
+    if settings.device.type != "cuda":
+        yield
+        return
+    # Shapes are fixed, so a search for the fastest algorithm pays; float32 that is asked for means float32.
+    cudnn = torch.backends.cudnn.flags(
+        enabled=True, benchmark=tuning().cudnn_benchmark, allow_tf32=settings.precision.itemsize < 4
+    )
+    stream = _stream(settings.device)
+    with _LOCK, cudnn:
+        stream.wait_stream(torch.cuda.current_stream(settings.device))
+        with torch.cuda.stream(stream):
+            yield
+
+
+class Stepper:
+    """Takes the steps of a problem: one by one, and on CUDA, after some of them, as a graph."""
+
+    def __init__(self, problem, say):
+        self.problem, self.say = problem, say
+        self.start_over()
+
+    def start_over(self):
+        """Forget the graph: what it was captured from has changed."""
+        self.graph, self.warm = None, 0
+        self.may_capture = self.problem.z.device.type == "cuda" and tuning().graph
+
+    def __call__(self):
+        """Take one step."""
+        if self.may_capture and self.graph is None and self.warm == WARM_UP_STEPS:
+            self._capture()
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.problem.step()
+            self.warm += 1
+
+    def _capture(self):
+        """Capture one step without taking it; where that cannot be done, say why."""
+        problem, graph = self.problem, torch.cuda.CUDAGraph()
+        noise_state, groups = problem.generator.get_state(), problem.optimizer.param_groups
+        # Only here: outside of a capture Adam warns of it.
+        groups[0]["capturable"] = True
+        try:
+            graph.register_generator_state(problem.generator)
+            # Other threads may use the card meanwhile for something else than fits.
+            stream = torch.cuda.current_stream()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                problem.step()
+            self.graph = graph
+        except RuntimeError as error:
+            self.say(
+                f"No CUDA graph, the steps are launched one by one: {str(error.__context__ or error).splitlines()[0]}"
+            )
+            # The old generator may still believe that it is being captured.
+            problem.generator = torch.Generator(problem.z.device)
+            problem.generator.set_state(noise_state)
+            self.may_capture = False
+        finally:
+            groups[0]["capturable"] = False

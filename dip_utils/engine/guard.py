@@ -1,0 +1,89 @@
+"""Divergence: noticed soon, and mended from the last good state."""
+
+import math
+
+import torch
+
+#: How often, in steps, the losses are looked at.
+CHECK_EVERY = 25
+#: How often a run may go back within `FORGIVEN_AFTER` steps before it gives up.
+MOST_RECOVERIES = 3
+FORGIVEN_AFTER = 1000
+
+
+class Guard:
+    """Looks at the losses every `CHECK_EVERY` steps and goes back to the last good state where they diverge.
+
+    A state is copied only when its own loss has been seen.
+    """
+
+    def __init__(self, problem, run, step, stepper):
+        self.problem, self.run, self.stepper = problem, run, stepper
+        self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
+        self.copied = self.checked = self.calm_since = step
+        history = problem.records[0, max(0, step - CHECK_EVERY) : step]
+        self.usual = history.median().item() if len(history) else math.inf
+        # The loss of the target's mean colour, or mean value.
+        flat = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True).expand_as(problem.target)
+        self.flat = problem.loss_function(flat, problem.target).item()
+        self.doubtful, self.recoveries = False, 0
+
+    def check(self, step):
+        """Look at the newest losses where it is time; return the step to go on from, and whether there was a look."""
+        if step - self.checked < CHECK_EVERY and step < self.run.planned:
+            return step, False
+        losses = self.problem.records[0, self.checked + 1 : step + 1].cpu()
+        self.checked = step
+        if not torch.isfinite(losses).all():
+            return self._recover(step, "became NaN or infinite"), True
+        high = self._is_high(losses[-5:].min())
+        if high and self.doubtful:
+            return self._recover(step, "stayed high after a jump"), True
+        # Adam's usual spikes are mended by the next look.
+        self.doubtful = high
+        if not high and not self._is_high(losses[-1]):
+            self.usual, self.copied = losses.median().item(), step
+            torch._foreach_copy_(list(self.copy.values()), list(self.problem.state().values()))
+        return step, True
+
+    def _is_high(self, loss):
+        """Whether a loss is far above the usual, and about that of a flat image."""
+        return bool(loss > max(4 * self.usual, self.flat / 2))
+
+    def _recover(self, step, what):
+        if step - self.calm_since > FORGIVEN_AFTER:
+            self.recoveries, self.calm_since = 0, step
+        self.recoveries += 1
+        self.run.diverged = self.recoveries > MOST_RECOVERIES
+        if self.run.diverged:
+            self.run.say(f"The loss {what} again: given up at step {self.copied}, the last good state is kept.")
+        else:
+            self.problem.use(self.problem.exact)
+            exact = str(self.problem.exact)[6:]
+            self.run.say(f"The loss {what} by step {step}: going on from step {self.copied} in {exact}.")
+        return self.go_back()
+
+    def go_back(self):
+        """Restore the last good state and return its step. The noise that follows is new."""
+        self.problem.restore(self.copy, self.copied)
+        self.stepper.start_over()
+        self.problem.evaluate()
+        self.checked, self.doubtful = self.copied, False
+        self.run.kept = {step: image for step, image in self.run.kept.items() if step <= self.copied}
+        return self.copied
+
+    def last_look(self, step, interrupted):
+        """Say what the losses show at the end of a run; return the step of the state that is left."""
+        losses = self.problem.records[0, : step + 1].cpu()
+        if not torch.isfinite(losses[self.checked + 1 :]).all():
+            step, self.run.diverged = self.go_back(), not interrupted
+            self.run.say(f"The last losses are NaN or infinite: the run ends at step {step}, the last good state.")
+        elif self.doubtful or self._is_high(losses[-1]):
+            self.run.say("The last losses are high after a jump: the last output may be the worse for it.")
+        elif step >= CHECK_EVERY and losses[-CHECK_EVERY:].median() > losses[0]:
+            self.run.diverged = True
+            self.run.say(
+                f"The loss, {losses[-1]:.4g}, is above that of the untrained network, {losses[0]:.4g}: "
+                "a smaller learning_rate may help."
+            )
+        return step

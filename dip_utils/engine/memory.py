@@ -1,0 +1,140 @@
+"""How much memory a fit needs, known before it starts.
+
+The model: what autograd keeps of one forward pass, counted on PyTorch's meta
+device where nothing is computed; some bytes for each parameter (weights,
+gradient, Adam's moments, a copy of each to go back to); and a constant for what
+the libraries set up at the first step. Its numbers were measured:
+`benchmarks/README.md`.
+"""
+
+import gc
+import math
+from pathlib import Path
+
+import psutil
+import torch
+from torch.func import functional_call
+
+from .machine import release_freed_memory
+
+#: Peak of a step over what autograd keeps of its forward pass in the plain forms.
+PEAK = 1.45
+#: The same for the faster forms of a `SkipNetwork` on the CPU.
+PEAK_ACCELERATED = 1.0
+BYTES_PER_PARAMETER = 40
+LIBRARIES = 60e6
+#: Limit, use and statistics of a container's memory: control groups, version 2 and 1, of Linux.
+CONTROL_GROUPS = [
+    tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")),
+    tuple(
+        Path("/sys/fs/cgroup/memory") / name
+        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    ),
+]
+
+
+def dry_pass(network, shape, dtype):
+    """Run a network on the meta device: nothing is computed, all shapes are.
+
+    Returns
+    -------
+    output : Tensor
+        Of the shape that the network makes.
+    kept : int
+        Bytes that autograd keeps for the backward pass.
+    """
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    twins, kept = {}, {}
+    for name, tensor in tensors.items():
+        own = dtype if tensor.is_floating_point() else tensor.dtype
+        twins[name] = torch.empty_like(tensor, device="meta", dtype=own, requires_grad=tensor.requires_grad)
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = functional_call(network, twins, (torch.empty(1, *shape, device="meta", dtype=dtype),))
+    for twin in twins.values():
+        kept.pop(twin.untyped_storage()._cdata, None)
+    return output, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def memory_needed(network, shape, kept, output, *, accelerated):
+    """Bytes that a fit adds to the process at its peak, from what `dry_pass` found."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    peak = PEAK_ACCELERATED if accelerated else PEAK
+    images = 4 * (3 * math.prod(shape) + 10 * output.numel())
+    return int(LIBRARIES + BYTES_PER_PARAMETER * parameters + peak * kept + images)
+
+
+def available_memory(device):
+    """Bytes that a fit may still take on this device."""
+    if device.type == "cuda":
+        # What PyTorch holds unused counts as free.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min([psutil.virtual_memory().available, *(left for group in CONTROL_GROUPS for left in left_in(*group))])
+
+
+def left_in(limit, used, statistics):
+    """Bytes that a container may still take, in a list; an empty list where there is no limit."""
+    if not all(path.is_file() for path in (limit, used, statistics)) or not limit.read_text().strip().isdigit():
+        return []
+    # Cached pages of files count as used, and are given up on demand.
+    cached = dict(line.split() for line in statistics.read_text().splitlines()).get("inactive_file", 0)
+    return [max(0, int(limit.read_text()) - int(used.read_text()) + int(cached))]
+
+
+def check_memory(network, size, needed, device):
+    """Raise where a fit that needs so many bytes cannot fit into the free memory.
+
+    Raises
+    ------
+    MemoryError
+        Names the largest size of this shape that would fit.
+    """
+    free = available_memory(device)
+    if needed > free:
+        # What earlier work has left in the allocators can be had back.
+        gc.collect()
+        release_memory(device)
+        free = available_memory(device)
+    if needed <= free:
+        return
+    fixed = LIBRARIES + BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in network.parameters())
+    share = max(0, (0.9 * free - fixed) / (needed - fixed)) ** (1 / len(size))
+    # In multiples that five scales halve exactly.
+    smaller = [int(side * share) // 32 * 32 for side in size]
+    advice = f"wants at most {by(smaller)}: shrink it or crop it" if min(smaller) else "no size of this shape would fit"
+    raise MemoryError(
+        f"z: a fit of {by(size)} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {device}; {advice}"
+    )
+
+
+def check_records(keep, trace, device):
+    """Raise where so many numbers of kept images (on the CPU) or of a trace (on the device) cannot fit."""
+    for name, numbers, place in (("keep", keep, torch.device("cpu")), ("trace", trace, device)):
+        needed, free = 4 * numbers, available_memory(place)
+        if needed > free:
+            raise MemoryError(
+                f"{name}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free on {place}; wants less to record"
+            )
+
+
+def by(size):
+    """Sides as a text: 512 × 384."""
+    return " × ".join(map(str, size))
+
+
+def is_out_of_memory(error):
+    """Whether this is PyTorch's word that the system gave it no memory."""
+    words = ("can't allocate memory", "not enough memory")  # Linux and macOS; Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
+
+
+def release_memory(device):
+    """Give back to the system what is held and not used."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    release_freed_memory()

@@ -1,0 +1,156 @@
+"""Everything is checked before a fit starts, and rehearsed: network, operator, loss and regularizer, once each."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..network import SkipNetwork
+from .checks import check_image, check_integer, check_same_shape
+from .machine import say
+from .memory import by, check_memory, dry_pass, memory_needed
+
+#: Values of a target beyond this cannot be meant for an image in [0, 1].
+FAR = 20
+
+
+def checked_images(z, target, reference):
+    """Input, target and reference as `fit` takes them, or an error."""
+    images = {"z": z, "target": target, "reference": reference}
+    z, target, reference = (
+        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True)
+        for name, image in images.items()
+    )
+    # Recipe A's target leaves [0, 1].
+    least, most = (value.item() for value in target.aminmax())
+    if max(-least, most) > FAR:
+        raise ValueError(
+            f"target: got values from {least:.4g} to {most:.4g}; wants an image in [0, 1], or near it: "
+            "divide it by its white, for example 255"
+        )
+    return z, target, reference
+
+
+def checked_steps(keep, first, last):
+    """The steps to keep as a set, or an error."""
+    try:
+        keep = set(keep)
+    except TypeError:
+        raise TypeError(f"keep: got {keep!r}; wants some steps, for example (0, {last})") from None
+    for step in keep:
+        check_integer("keep", step, 0)
+        if not first <= step <= last:
+            raise ValueError(f"keep: got {step}; wants steps from {first} to {last}")
+    return keep
+
+
+def rehearse(network, images, settings, start):
+    """Raise unless the network can make an image of z, it can be compared with the target, and it fits into memory.
+
+    Returns
+    -------
+    tuple of int
+        The shape of the image that the network makes, without the batch.
+    """
+    z, target, reference = images
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError("network: got one without trainable parameters; wants at least one that requires a gradient")
+    shape = _rehearse_network(network, z, settings)
+    if reference is not None and tuple(reference.shape) != shape:
+        raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes of z")
+    _rehearse_loss(shape, target, settings)
+    if start is not None:
+        _check_start(start, network, images, shape, settings)
+    return shape
+
+
+def _rehearse_loss(shape, target, settings):
+    output = torch.zeros(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
+    made, maker = output, "the network makes of z"
+    if settings.operator is not None:
+        made = _attempt("operator", settings.operator, settings, output)
+        if not isinstance(made, torch.Tensor) or made.is_complex():
+            got = made.dtype if isinstance(made, torch.Tensor) else type(made).__name__
+            raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
+        if not made.requires_grad:
+            raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
+        made, maker = made.to(settings.exact), "the operator makes of the network's output"
+    if tuple(made.shape) != (1, *target.shape):
+        raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
+    numbers = {"loss": (settings.loss, (made, target[None].to(made))), "regularizer": (settings.regularizer, (output,))}
+    for name, (function, arguments) in numbers.items():
+        value = None if function is None else _attempt(name, function, settings, *arguments)
+        if function and not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
+            raise TypeError(
+                f"{name}: got one that returns no number with a gradient; "
+                "wants one that returns a tensor without dimensions"
+            )
+
+
+def _check_start(start, network, images, shape, settings):
+    """Raise unless the fit can go on from this run; say what is not as it was."""
+    for name, image, earlier in zip(("z", "target"), images, (start.z, start.target), strict=False):
+        check_same_shape(name, image, f"the {name} of start", earlier)
+        if not torch.equal(image, earlier):
+            raise ValueError(f"start: got a run on another {name}; wants one on this {name}")
+    wanted = {name: tuple(weight.shape) for name, weight in network.named_parameters() if weight.requires_grad}
+    had = {name[7:]: tuple(tensor.shape) for name, tensor in start.state.items() if name.startswith("weight.")}
+    if wanted != had or tuple(start.output.shape) != shape:
+        raise ValueError("start: got a run of another network; wants one of a network built like this one")
+    now = settings.summary()
+    if now["held out"] not in (None, start.settings["held out"]):
+        raise ValueError("stop: got a HoldOut, but the run in start has fitted the pixels that it would leave out")
+    for name in ("learning_rate", "input_noise"):
+        if now[name] != start.settings[name]:
+            say(f"{name}: {now[name]:g}, where the run in start had {start.settings[name]:g}.")
+
+
+def _rehearse_network(network, z, settings):
+    """The shape of what the network makes of z; raise where it fails or the memory will not do."""
+    try:
+        output, kept = dry_pass(network, z.shape, settings.precision)
+    except ValueError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError):
+        # It needs numbers, or has a tensor that is no parameter of it: try it for real.
+        output, kept = _attempt("network", network, settings, z[None]), None
+    size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if not isinstance(output, torch.Tensor) or output.ndim != z.ndim + 1 or len(output) != 1:
+        raise ValueError(f"network: got one that makes {size} of z; wants one image, (1, C, H, W)")
+    if kept is None:
+        say("How much memory this network needs cannot be foreseen: going on without the check.")
+    else:
+        accelerated = isinstance(network, SkipNetwork) and settings.device.type == "cpu"
+        needed = memory_needed(network, z.shape, kept, output, accelerated=accelerated)
+        check_memory(network, z.shape[1:], needed, settings.device)
+    return tuple(output.shape[1:])
+
+
+def placed(name, function, device, exact):
+    """A copy of a module with its tensors where the fit is; a plain function as it is."""
+    if not isinstance(function, nn.Module):
+        return function
+    try:
+        return copy.deepcopy(function).to(device, exact)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"{name}: got a module that cannot be copied: {error}; wants one that can, or a plain function"
+        ) from error
+
+
+def _attempt(name, function, settings, *arguments):
+    """Call one of the user's functions as the fit will; where it fails, say on what."""
+    try:
+        return placed(name, function, settings.device, settings.exact)(
+            *(tensor.to(settings.device, settings.exact) for tensor in arguments)
+        )
+    except (RuntimeError, NotImplementedError, IndexError) as error:
+        first = arguments[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{name}: got one that fails on a tensor of {by(first.shape)}, {str(settings.exact)[6:]}, on "
+            f"{settings.device}: {reason}; wants one that computes there (the tensors that it uses have to be on that "
+            "device and of that dtype; those of an nn.Module are moved there)"
+        ) from error

@@ -1,0 +1,45 @@
+"""A run as a file: written whole or not at all, read without running code."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+FILE_FORMAT = "dip_utils.Fit 4"
+
+
+def save(fields, path):
+    """Write a dict of tensors, arrays and plain values; it appears under its name only when complete."""
+    path = Path(path)
+    if path.suffix != ".pt":
+        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .pt")
+    content = {"format": FILE_FORMAT}
+    for name, value in fields.items():
+        value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        # Of a view, what it shows.
+        content[name] = value.clone() if isinstance(value, torch.Tensor) else value
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path):
+    """Read what `save` wrote."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: got {str(path)!r}, where there is no file; wants a saved run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FILE_FORMAT:
+            raise KeyError("format")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"path: got {str(path)!r}, truncated or not a run that Fit.save wrote") from error
+    return content

@@ -1,0 +1,275 @@
+"""One step of a fit: noise on z, forward, loss, gradient, Adam, and what is recorded.
+
+A step updates the weights with the gradient at hand and then computes output,
+loss and the next gradient. So at any moment loss, output and average are those
+of the weights as they are, and nothing is left to compute when a run ends.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from ..stopping import HoldOut
+from .checks import check_integer, check_number
+from .kernels import accelerated
+from .machine import seeded, tuning
+from .rehearsal import placed
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+#: Weight of the newest output in the exponential average, as in the authors' code.
+AVERAGE_WEIGHT = 0.01
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a fit computes with: all but the network and the images."""
+
+    operator: Callable | None
+    loss: Callable
+    regularizer: Callable | None
+    learning_rate: float
+    input_noise: float
+    trace: int
+    stop: HoldOut | None
+    seed: int
+    device: torch.device
+    precision: torch.dtype
+
+    def __post_init__(self):
+        for name in ("operator", "loss", "regularizer"):
+            function = getattr(self, name)
+            if not callable(function) and (name == "loss" or function is not None):
+                raise TypeError(f"{name}: got {type(function).__name__}; wants a function of tensors (1, C, H, W)")
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("input_noise", self.input_noise, least=0)
+        check_integer("trace", self.trace, 0)
+        if self.stop is not None and not isinstance(self.stop, HoldOut):
+            raise TypeError(f"stop: got {self.stop!r}; wants a criterion, for example HoldOut()")
+        seeded(self.seed)
+
+    @property
+    def exact(self):
+        """The dtype of weights, output and loss; the activations alone may be of fewer bits."""
+        return torch.promote_types(self.precision, torch.float32)
+
+    def summary(self):
+        """What a run that goes on is compared with."""
+        held_out = None if self.stop is None else [self.stop.pixels, self.stop.seed]
+        return {"learning_rate": self.learning_rate, "input_noise": self.input_noise, "held out": held_out}
+
+
+@contextlib.contextmanager
+def lent(network, settings):
+    """The network where the fit is, in its faster forms; at the end on the CPU in float32, without gradients."""
+    network.to(settings.device, settings.exact)
+    if tuning().channels_last:
+        network.to(memory_format=torch.channels_last)
+    try:
+        with accelerated(network):
+            yield
+    finally:
+        network.zero_grad()
+        network.to("cpu", torch.float32)
+
+
+class Problem:
+    """One network, one input, one target on a device, and an optimizer between them."""
+
+    def __init__(self, network, z, target, reference, shape, steps, settings):
+        device, self.exact = settings.device, settings.exact
+        self.settings, self.network = settings, network
+        self.operator, self.loss_function, self.regularizer = (
+            placed(name, getattr(settings, name), device, self.exact) for name in ("operator", "loss", "regularizer")
+        )
+        # Copies: what the user does to the images meanwhile is no concern of the fit.
+        self.z, self.target = z[None].clone().to(device), target[None].clone().to(device, self.exact)
+        self.reference = None if reference is None else reference[None].to(device, self.exact)
+        self.generator = seeded(settings.seed, device=device)
+        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.names, self.weights = list(named), list(named.values())
+        self._prepare_adam()
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
+        self.average = torch.zeros_like(self.output)
+        self._prepare_hold_out()
+        #: For every step: loss; error of the output and of the average against the reference; held-out loss.
+        self.curves = ["loss"] + ["error", "average_error"] * (reference is not None) + ["held_out"] * bool(self.stop)
+        traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"))[: settings.trace]
+        self.traced = traced.to(device)
+        # The untrained network's among them.
+        self.records = self.output.new_full((len(self.curves), steps + 1), math.nan)
+        self.trace = self.output.new_full((steps + 1, len(self.traced)), math.nan)
+        self.use(settings.precision)
+
+    def _prepare_adam(self):
+        self.optimizer = torch.optim.Adam(self.weights, lr=self.settings.learning_rate, fused=True)
+        for weight in self.weights:
+            # In place from here on: a graph knows tensors by their addresses.
+            weight.grad = torch.zeros_like(weight)
+            self.optimizer.state[weight] = {
+                "step": torch.zeros((), device=weight.device),
+                "exp_avg": torch.zeros_like(weight),
+                "exp_avg_sq": torch.zeros_like(weight),
+            }
+        self.gradients = [weight.grad for weight in self.weights]
+
+    def _prepare_hold_out(self):
+        self.stop = self.settings.stop
+        if self.stop is None:
+            return
+        pixels = self.target[0, 0].numel()
+        self.held = self.stop.choose(pixels).to(self.target.device)
+        seen = torch.ones(pixels, dtype=torch.bool, device=self.target.device)
+        seen[self.held] = False
+        self.seen, self.share_seen = seen.view(self.target.shape[2:]), seen.float().mean().item()
+        self.least = self.target.new_full((), math.inf)
+        self.chosen_step = self.target.new_full((), -1)
+        self.chosen = torch.zeros_like(self.output)
+
+    def use(self, precision):
+        """Compute the activations in this dtype from here on."""
+        self.precision = precision
+        # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
+        bits = min(15, int(math.log2(self.target.numel())) - 4)
+        self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
+        images = self.z.ndim == 4 and tuning().channels_last
+        layout = torch.channels_last if images else torch.contiguous_format
+        self.x = torch.empty_like(self.z, dtype=precision, memory_format=layout)
+        # Batch norms take images of fewer bits as they are.
+        self.rounded = {} if precision == self.exact else {
+            f"{place}.{name}" if place else name: weight
+            for place, layer in self.network.named_modules() if not isinstance(layer, BATCH_NORMS)
+            for name, weight in layer.named_parameters(recurse=False)
+        }  # fmt: skip
+
+    # --- the mathematics
+
+    def step(self):
+        """One update of the weights, and what comes of it."""
+        self.optimizer.step()
+        self.count += 1
+        self.evaluate()
+
+    def evaluate(self):
+        """Output, loss and gradient of the weights as they are; all of it is recorded."""
+        self.draw_input()
+        output = self.generate()
+        loss = self.loss(output)
+        objective = loss if self.regularizer is None else loss + self.regularizer(output)
+        gradients = torch.autograd.grad(objective * self.loss_scale, self.weights, materialize_grads=True)
+        torch._foreach_copy_(self.gradients, gradients)
+        if self.loss_scale != 1:
+            torch._foreach_mul_(self.gradients, 1 / self.loss_scale)
+        with torch.no_grad():
+            self.record(output, loss)
+
+    def draw_input(self):
+        """The input of this step, z + n."""
+        if not self.settings.input_noise:
+            self.x.copy_(self.z)
+            return
+        # Filled in contiguous order: on the CPU a channels-last tensor is filled by one thread.
+        noise = torch.empty_like(self.z).normal_(generator=self.generator)
+        self.x.copy_(noise.mul_(self.settings.input_noise).add_(self.z))
+
+    def generate(self):
+        """The output of this step, f_θ(z + n)."""
+        # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
+        rounded = {name: weight.to(self.precision) for name, weight in self.rounded.items()}
+        return functional_call(self.network, rounded, (self.x,)).to(self.exact)
+
+    def made(self, output):
+        """What is compared with the target, d(output)."""
+        return output if self.operator is None else self.operator(output).to(self.exact)
+
+    def loss(self, output):
+        """The loss of d(output), over the pixels that may be fitted."""
+        made = self.made(output)
+        if self.stop is None:
+            return self.loss_function(made, self.target)
+        # Where a pixel is left out the target stands in for it: no error, no gradient.
+        return self.loss_function(torch.where(self.seen, made, self.target), self.target) / self.share_seen
+
+    def record(self, output, loss):
+        """Bring average, curves, trace and the choice of the hold-out up to this step."""
+        self.output.copy_(output)
+        self.average.lerp_(self.output, (1 / (self.count + 1)).clamp(min=AVERAGE_WEIGHT).to(self.exact))
+        values = [loss]
+        if self.reference is not None:
+            values += [(image - self.reference).square().mean() for image in (self.output, self.average)]
+        if self.stop is not None:
+            values.append(self.held_out_loss())
+            self.choose(values[-1])
+        self.records.index_copy_(1, self.count[None], torch.stack(values).to(self.exact)[:, None])
+        if len(self.traced):
+            self.trace.index_copy_(0, self.count[None], self.output.flatten()[None, self.traced])
+
+    def held_out_loss(self):
+        """The loss of the average at the pixels that are left out."""
+        made, target = (image.flatten(2)[..., self.held] for image in (self.made(self.average), self.target))
+        return self.loss_function(made, target)
+
+    def choose(self, value):
+        """Take the average of this step where its held-out loss is the least so far."""
+        better = (value < self.least) & (self.count >= self.stop.first)
+        if self.stop.patience is not None:
+            # What comes between the end of patience and the next look is too late.
+            better &= (self.chosen_step < 0) | (self.count - self.chosen_step <= self.stop.patience)
+        self.least.copy_(torch.where(better, value, self.least))
+        self.chosen_step.copy_(torch.where(better, self.count, self.chosen_step))
+        self.chosen.copy_(torch.where(better, self.average, self.chosen))
+
+    def has_lost_patience(self, step):
+        """Whether the hold-out has found nothing better for long. Waits for the device."""
+        if self.stop is None or self.stop.patience is None:
+            return False
+        return 0 <= self.chosen_step.item() < step - self.stop.patience
+
+    # --- what surrounds it
+
+    def state(self):
+        """The tensors that a step changes and the next one needs, by name."""
+        state = {"average": self.average}
+        for name, weight in zip(self.names, self.weights, strict=True):
+            moments = self.optimizer.state[weight]
+            state |= {f"weight.{name}": weight.detach(), f"gradient.{name}": weight.grad}
+            state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
+        if self.stop is not None:
+            state |= {"least": self.least, "chosen_step": self.chosen_step, "chosen": self.chosen}
+        return state
+
+    def restore(self, saved, step):
+        """Take up copies of the tensors of `state` as they were at a step."""
+        state = {name: tensor for name, tensor in self.state().items() if name in saved}
+        for name, tensor in state.items():
+            tensor.copy_(saved[name])
+        self.count.fill_(step)
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(step)
+
+    def resume(self, run):
+        """Go on where a run has ended, on this device or another."""
+        saved = run.state | {"average": run.average[None]}
+        if run.chosen is not None:
+            saved["chosen"] = run.chosen[None]
+        self.restore(saved, run.steps)
+        if saved["generator"].shape == self.generator.get_state().shape:
+            self.generator.set_state(saved["generator"])
+        known = slice(0, run.steps + 1)
+        for row, name in zip(self.records, self.curves, strict=True):
+            if f"record.{name}" in saved:
+                row[known] = saved[f"record.{name}"]
+        if run.trace is not None and run.trace.shape[1] == len(self.traced):
+            self.trace[known] = run.trace.to(self.trace)
+        self.output.copy_(run.output[None])
+
+    def saved_state(self, step):
+        """On the CPU, what a run needs to go on and does not hold elsewhere."""
+        saved = {n: t.cpu().clone() for n, t in self.state().items() if n not in ("average", "chosen")}
+        saved |= {f"record.{name}": row[: step + 1].cpu() for name, row in zip(self.curves, self.records, strict=True)}
+        return saved | {"generator": self.generator.get_state()}

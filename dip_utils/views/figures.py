@@ -1,0 +1,385 @@
+"""What stands still: film strips, curves, comparisons with a zoom, tables, verdicts.
+
+One look for all notebooks: a name has the same colour and the same dashes
+everywhere (Okabe and Ito's colours, told apart with any colour vision).
+"""
+
+import textwrap
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..engine.checks import check_image
+from ..engine.machine import say
+from ..images import to_uint8
+from ..metrics import radial_power
+from .page import in_notebook, show
+
+STYLES = {
+    "natural": ("#0072B2", "-"),
+    "natural + noise": ("#E69F00", (0, (6, 2))),
+    "shuffled": ("#009E73", (0, (6, 2, 1, 2))),
+    "noise": ("#D55E00", (0, (2, 1.5))),
+}
+SPARE_STYLES = (("#CC79A7", "-"), ("#56B4E9", (0, (6, 2))), ("#000000", (0, (2, 1.5))), ("#8C6D00", (0, (6, 2, 1, 2))))
+MARKS = (("#D55E00", "-"), ("#009E73", (0, (6, 2))), ("#CC79A7", (0, (2, 1.5))))
+GREY = "#767676"
+WIDTH = 10.0
+#: Letters of a caption in an inch.
+LETTERS = 13
+#: Height over width of a signal.
+SIGNAL = 0.5
+
+
+def new_figure(height, dpi=150):
+    """A figure of our width outside of pyplot's global state.
+
+    Curves are small files at any number of pixels; pictures of noise are not, and
+    take as many as they are wide on the page.
+    """
+    return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
+
+
+def slope(image):
+    """Height over width."""
+    return image.shape[1] / image.shape[2] if image.ndim == 3 else SIGNAL
+
+
+def draw_image(axes, image, caption=""):
+    """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
+    image = check_image("image", image, bounded=False, signal=True)
+    room = LETTERS * WIDTH / axes.get_gridspec().ncols
+    axes.set_title(textwrap.fill(caption, int(room)), fontsize=9)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    if image.ndim == 2:
+        axes.set_prop_cycle(color=[colour for colour, _ in STYLES.values()])
+        axes.plot(image.mT, linewidth=0.7)
+        axes.set(xlim=(0, image.shape[1] - 1), ylim=(min(0, image.min()), max(1, image.max())), box_aspect=SIGNAL)
+        axes.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=7)
+        return
+    pixels = to_uint8(image)
+    axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255, interpolation_stage="rgba")
+
+
+def draw_curves(axes, curves, *, names=None, log=False):
+    """Curves over the steps; a name's place among `names` gives it a style where it has none."""
+    names = list(names or curves)
+    for name, curve in curves.items():
+        colour, dashes = STYLES.get(name) or SPARE_STYLES[names.index(name) % len(SPARE_STYLES)]
+        axes.plot(curve, color=colour, linestyle=dashes, linewidth=1.3, label=name)
+    if log:
+        axes.set_yscale("log")
+    axes.margins(x=0.01)
+
+
+def style_axes(axes, xlabel, ylabel, title=""):
+    """Axes with the two lines that carry numbers, and a light grid."""
+    axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
+    axes.set_title(title, fontsize=10)
+    axes.grid(True, color="#E5E5E5", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def add_legend(figure, grid):
+    """One legend for all panels, below them."""
+    labels = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    columns = min(6, len(labels))
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def draw_grid(rows, columns, dpi=96):
+    """A figure of rows of captions and images, and the grid of its axes."""
+    ratios = [max(slope(image) for _, image in row) for row in rows]
+    captions = sum(any(caption for caption, _ in row) for row in rows)
+    figure = new_figure(WIDTH / columns * sum(ratios) + 0.3 * captions, dpi)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=ratios)
+    for line, row in zip(grid, rows, strict=True):
+        for axes, (caption, image) in zip(line, row, strict=False):
+            draw_image(axes, image, caption)
+        for axes in line[len(row) :]:
+            axes.remove()
+    return figure, grid
+
+
+def in_rows(images, columns, signal):
+    """Rows of captions and images, or an error that names the image that is none."""
+    if not images:
+        raise ValueError("images: got none; wants at least one, by its caption")
+    pairs = [(name, check_image(name, image, bounded=False, signal=signal)) for name, image in images.items()]
+    return [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
+
+
+def draw_images(images, columns=None, dpi=96):
+    """A figure of images side by side, each under its name."""
+    columns = columns or len(images)
+    return draw_grid(in_rows(images, columns, signal=True), columns, dpi)[0]
+
+
+def show_images(images, *, columns=None):
+    """Images side by side, each under its name, at most `columns` in a row.
+
+    Three channels are red, green and blue, any other number is shown as its mean
+    in grey; of a signal (C, T) each channel is a curve.
+
+    Parameters
+    ----------
+    images : dict of str to Tensor (C, H, W) or (C, T)
+    columns : int, optional
+    """
+    show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(images))
+
+
+def check_kept(runs, steps):
+    """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
+    for name, run in runs.items():
+        missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
+        if missing:
+            raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
+
+
+def film_strip(runs, steps, *, last="target"):
+    """Outputs over the steps, a row for each run, its target or reference at the end.
+
+    Parameters
+    ----------
+    runs : dict of str to Fit
+    steps : sequence of int
+        Kept steps, one column each.
+    last : {"target", "reference"}
+        What the last column shows.
+    """
+    if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
+        raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
+    check_kept(runs, steps)
+    rows = []
+    for run in runs.values():
+        captions = [f"step {step}" if step in run.kept else f"stopped at {run.steps}" for step in steps] + [last]
+        pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]
+        rows.append([("" if rows else caption, picture) for caption, picture in zip(captions, pictures, strict=True)])
+    figure, grid = draw_grid(rows, len(steps) + 1)
+    room = max(5, int(LETTERS * figure.get_figheight() / len(rows)))
+    for axes, name in zip(grid[:, 0], runs, strict=True):
+        axes.set_ylabel(textwrap.fill(name, room), fontsize=9)
+    columns = f"steps {', '.join(map(str, steps))} and the {last}"
+    show(figure, "film_strip", f"Film strip: a row each for {', '.join(runs)}; columns are {columns}.")
+
+
+def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
+    """One panel of curves beside the other, on a common vertical scale.
+
+    Parameters
+    ----------
+    panels : dict of str to dict of str to array_like
+        For each panel its curves, for each curve one value per step.
+    ylabel : str
+    log : bool
+        Logarithmic vertical axis.
+    levels : dict of str to dict of str to float, optional
+        For a panel, horizontal lines: their names and heights.
+    minimum : float, optional
+        Where the vertical axis begins.
+    """
+    figure = new_figure(3.6)
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    names = dict.fromkeys(name for curves in panels.values() for name in curves)
+    for axes, (title, curves) in zip(grid, panels.items(), strict=True):
+        draw_curves(axes, curves, names=names, log=log)
+        style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
+        lines = (levels or {}).get(title, {})
+        for name, level in lines.items():
+            axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
+            # Of two lines that lie close together the lower one is named from below.
+            side, shift = ("top", -3) if len(lines) > 1 and level == min(lines.values()) else ("bottom", 3)
+            axes.annotate(name, (1, level), (-2, shift), ha="right", va=side, fontsize=8, color=GREY,
+                          xycoords=("axes fraction", "data"), textcoords="offset points",
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})  # fmt: skip
+    if minimum is not None:
+        grid[0].set_ylim(bottom=minimum)
+    add_legend(figure, grid)
+    contents = "; ".join(f"{title}: {', '.join(curves)}" for title, curves in panels.items())
+    show(figure, "curves", f"{ylabel} over step: {contents}")
+
+
+def plot_spectra(runs, steps):
+    """The power spectra of the outputs over the steps, a panel for each run, its target in black.
+
+    Parameters
+    ----------
+    runs : dict of str to Fit
+    steps : sequence of int
+        Kept steps, one curve each, the later the darker.
+    """
+    check_kept(runs, steps)
+    figure = new_figure(3.6)
+    grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (name, run) in zip(grid, runs.items(), strict=True):
+        for position, step in enumerate(steps):
+            if step in run.kept:
+                shade = colormaps["viridis_r"](0.15 + 0.85 * position / max(1, len(steps) - 1))
+                axes.loglog(*radial_power(run.kept[step]), color=shade, linewidth=1.5, label=f"step {step}")
+        axes.loglog(*radial_power(run.target), color="black", linewidth=1.2, linestyle=(0, (2, 1.5)), label="target")
+        axes.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2], ["1/32", "1/16", "1/8", "1/4", "1/2"])
+        axes.minorticks_off()
+        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "", name)
+    add_legend(figure, grid)
+    description = f"Power against frequency at steps {', '.join(map(str, steps))}, one panel each: {', '.join(runs)}"
+    show(figure, "spectra", description)
+
+
+def plot_stopping(run, criteria, chosen):
+    """PSNR over the steps, and below it the criteria that have to do without it.
+
+    Parameters
+    ----------
+    run : Fit
+        With a reference.
+    criteria : dict of str to array_like
+        For each criterion one value per step.
+    chosen : dict of str to int or None
+        For each criterion the step that it chooses, if any: a dot on its curve
+        and on the average's.
+    """
+    if run.average_psnr is None:
+        raise ValueError("run: got one without a reference; wants a run of fit(..., reference=...)")
+    if len(criteria) > len(MARKS) or set(criteria) != set(chosen):
+        raise ValueError(f"criteria: got {list(criteria)}; wants at most {len(MARKS)}, the names in chosen")
+    figure = new_figure(5.2)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
+    # A run that went on with a reference has no PSNR of its first steps.
+    best = int(np.nanargmax(run.average_psnr))
+    top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="last output")
+    top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
+    top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
+    top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, run.average_psnr[best] + 0.7)
+    for (colour, dashes), (name, curve) in zip(MARKS, criteria.items(), strict=False):
+        curve = np.where(np.isfinite(curve), curve, np.nan)
+        # The first outputs say nothing: a running variance begins at zero.
+        curve[: min(100, len(curve) // 10)] = np.nan
+        curve /= np.nanmin(curve)
+        bottom.plot(curve, color=colour, linestyle=dashes, linewidth=1.2, label=name)
+        step = chosen[name]
+        if step is not None:
+            top.axvline(step, color=colour, linestyle=dashes, linewidth=0.8, label=f"{name} chooses")
+            for axes, values in ((top, run.average_psnr), (bottom, curve)):
+                axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
+    bottom.set_ylim(0.95, 2)
+    style_axes(top, "", "PSNR (dB)")
+    style_axes(bottom, "step", "criterion / its minimum")
+    for axes in (top, bottom):
+        axes.margins(x=0.01)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    show(figure, "stopping", f"PSNR over step; below it {', '.join(criteria)}, with the steps that they choose")
+
+
+def compare(images, zoom, *, columns=None):
+    """Images side by side, and below each a part of it, enlarged pixel by pixel.
+
+    Parameters
+    ----------
+    images : dict of str to Tensor (C, H, W)
+        All of one size, by their captions.
+    zoom : tuple of float
+        Top, left, height and width of the enlarged part, as shares of the image's
+        height and width.
+    columns : int, optional
+        Images in a row; all of them where not given.
+    """
+    columns = columns or len(images)
+    whole_rows = in_rows(images, columns, signal=False)
+    sizes = {tuple(image.shape[1:]) for image in images.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
+    if not (len(zoom) == 4 and all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False))):
+        raise ValueError(f"zoom: got {zoom}; wants top, left, height and width as shares, inside the image")
+    top, left, height, width = (round(part * side) for part, side in zip(zoom, sizes.pop() * 2, strict=True))
+    height, width = max(height, 1), max(width, 1)
+    part = np.s_[:, top : top + height, left : left + width]
+    rows = [row for whole in whole_rows for row in (whole, [("", image[part]) for _, image in whole])]
+    figure, grid = draw_grid(rows, columns, dpi=110)
+    for axes in figure.axes:
+        if axes in grid[::2]:
+            axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#FFD400", linewidth=1))
+        else:
+            axes.images[0].set_interpolation("nearest")
+    show(figure, "comparison", f"Images side by side, each with an enlarged part: {', '.join(images)}")
+
+
+def plot_kernel(kernel, function, *, factor):
+    """The downsampler's weights on top of the continuous kernel that they are samples of.
+
+    Parameters
+    ----------
+    kernel : Tensor, (taps,)
+        Weights along one axis, as `LanczosDownsampler.kernel`.
+    function : callable
+        The continuous kernel L(t) of the distance t in coarse samples.
+    factor : int
+    """
+    taps = len(kernel)
+    offsets = (np.arange(taps) - (taps - 1) / 2) / factor
+    fine = torch.linspace(-2.5, 2.5, 501)
+    figure = new_figure(3.2)
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    scale = kernel.max().item() / function(torch.tensor(np.abs(offsets).min())).item()
+    left.plot(fine, function(fine) * scale, color=GREY, linewidth=1, label="L(t), scaled")
+    left.stem(offsets, kernel.numpy(), linefmt="#0072B2", basefmt=" ", label="the weights")
+    style_axes(left, "distance in low-resolution pixels", "weight")
+    left.legend(frameon=False, fontsize=8)
+    plane = torch.outer(kernel, kernel).numpy()
+    bound = np.abs(plane).max()
+    picture = right.imshow(plane, cmap="PuOr", vmin=-bound, vmax=bound)
+    right.set_title(f"both axes: {taps} × {taps} weights", fontsize=9)
+    right.set(xlabel="column", ylabel="row")
+    figure.colorbar(picture, ax=right, shrink=0.85)
+    show(figure, "kernel", f"The Lanczos kernel: {taps} weights along one axis, and their outer product")
+
+
+def show_table(rows):
+    """A table, a dict for each row, under the cell; in a script, as aligned text.
+
+    Floats have three digits below 1, else two. They are measurements: the test of
+    the notebooks lets them change, and compares all else exactly. An integer that
+    may change, as the step that a criterion chose, is handed over as text with
+    the mark: "≈871". None is a dash.
+    """
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"rows: got the keys {[list(row) for row in rows]}; wants rows with the same ones")
+
+    def cell(value):
+        if isinstance(value, Real) and not isinstance(value, Integral):
+            digits = 3 if abs(value) < 1 else 2
+            # Without the sign of a zero.
+            return f"{round(value, digits) + 0.0:.{digits}f}"
+        return "–" if value is None else str(value).replace("|", r"\|" if in_notebook() else "|")
+
+    right = [any(isinstance(row[key], Real) for row in rows) for key in rows[0]]
+    lines = [[cell(key) for key in rows[0]]] + [[cell(row[key]) for key in rows[0]] for row in rows]
+    if in_notebook():
+        lines.insert(1, ["---:" if aligned else "---" for aligned in right])
+        return display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        columns = zip(line, right, widths, strict=True)
+        say("  ".join(f"{text:{'>' if aligned else '<'}{width}}" for text, aligned, width in columns).rstrip())
+
+
+def verdict(sentence, holds, runs=()):
+    """Print a claim, or raise an AssertionError where it does not hold.
+
+    Where one of the `runs` that it was measured on was stopped by hand, there is
+    no verdict, and no error either.
+    """
+    stopped = sum(run.interrupted for run in runs)
+    if stopped:
+        say(f"No verdict: {stopped} of the runs were stopped by hand.")
+    elif not holds:
+        raise AssertionError(f"This run does not show it: {sentence}")
+    else:
+        say(f"Verdict: {sentence}")

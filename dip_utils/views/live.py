@@ -1,0 +1,110 @@
+"""What moves: the live plot of a fit."""
+
+import html
+import sys
+import time
+
+from IPython.display import DisplayHandle
+from tqdm import tqdm
+
+from .figures import draw_curves, draw_image, new_figure, style_axes
+from .page import bundle, in_notebook
+
+#: Less of the time than `fit` allows its watch: the words, and the ear for the stop button, stay prompt.
+DRAWING_SHARE = 0.015
+
+
+class Pace:
+    """Holds drawing to its share of the time."""
+
+    def __init__(self):
+        self.begun, self.spent = None, 0.0
+
+    def is_due(self):
+        """Whether the share is not used up."""
+        return self.begun is None or self.spent < DRAWING_SHARE * (time.perf_counter() - self.begun)
+
+    def draw(self, function, *arguments):
+        """Call the function, and count its time."""
+        before = time.perf_counter()
+        result = function(*arguments)
+        # The first drawing sets up fonts: to count it would silence the plot for long.
+        if self.begun is None:
+            self.begun = time.perf_counter()
+        else:
+            self.spent += time.perf_counter() - before
+        return result
+
+
+class LivePlot:
+    """Loss, PSNR and the current output while a fit runs; one plot for one or several fits.
+
+    When the fit ends a static picture remains, which every viewer shows. In a
+    script there is a line of progress instead.
+
+    Parameters
+    ----------
+    *names : str
+        One for each fit, in their order; none for a single fit.
+
+    Examples
+    --------
+    >>> live = LivePlot("natural", "noise")
+    >>> for name, target in targets.items():
+    ...     runs[name] = fit(network(), z, target, steps=600, watch=live.track(name))
+    """
+
+    def __init__(self, *names):
+        self.names = names or ("output",)
+        self.text = f"<live plot: {', '.join(self.names)}>"
+        self.runs, self.handle, self.pace = {}, DisplayHandle(), Pace()
+
+    def __call__(self, run):
+        """Show the state of a single fit."""
+        self._update(self.names[0], run)
+
+    def track(self, name):
+        """The `watch` of the fit with this name."""
+        if name not in self.names:
+            raise ValueError(f"name: got {name!r}; wants one of {', '.join(self.names)}")
+        return lambda run: self._update(name, run)
+
+    def _update(self, name, run):
+        progress = tqdm.format_meter(run.steps, run.planned, run.seconds, prefix=name, ncols=79, unit=" steps")
+        if not in_notebook():
+            print(f"\r{progress:79}", end="" if run.running else "\n", file=sys.stderr, flush=True)
+            return
+        if not self.runs:
+            # What nbval compares is what is displayed first; it takes no note of updates.
+            self.handle.display({"text/plain": self.text}, raw=True)
+        self.runs[name] = run
+        if not run.running or self.pace.is_due():
+            self.picture, self.metadata = self.pace.draw(self._draw, name, run)
+        if not run.running:
+            self.handle.update(self.picture, raw=True, metadata=self.metadata)
+            return
+        page = (
+            f'<pre style="margin:0">{html.escape(progress)}</pre>'
+            f'<img width="{self.metadata["image/png"]["width"]}" alt="{html.escape(self.text[1:-1])}" '
+            f'src="data:image/png;base64,{self.picture["image/png"]}">'
+        )
+        self.handle.update({"text/html": page, "text/plain": self.text}, raw=True)
+
+    def _draw(self, name, run):
+        figure = new_figure(3.2)
+        with_psnr = any(run.psnr is not None for run in self.runs.values())
+        *plots, picture = figure.subplots(1, 2 + with_psnr, width_ratios=(1.25,) * (1 + with_psnr) + (1,))
+        several = len(self.names) > 1
+        draw_curves(plots[0], {name: run.loss for name, run in self.runs.items()}, names=self.names, log=True)
+        style_axes(plots[0], "step", "loss")
+        if with_psnr:
+            curves = {name: run.average_psnr for name, run in self.runs.items() if run.psnr is not None}
+            curves = curves if several else {"last output": run.psnr, "average": run.average_psnr}
+            draw_curves(plots[1], curves, names=self.names if several else None)
+            style_axes(plots[1], "step", "PSNR of the average (dB)" if several else "PSNR (dB)")
+        for axes in plots:
+            axes.set_xlim(0, run.planned)
+        if several or with_psnr:
+            plots[0 if several else 1].legend(frameon=False, fontsize=8)
+        draw_image(picture, run.output, f"{name}, step {run.steps}")
+        return bundle(figure, self.text, f"Curves and output of {', '.join(self.runs)}")
