@@ -42,6 +42,27 @@ def test_uniform_noise_is_uniform():
     assert ((counts - 3000) ** 2 / 3000).sum() < 33.7
 
 
+def test_salt_and_pepper_sets_its_share_of_single_values():
+    grey = torch.full((3, 200, 200), 0.5)
+    noisy = dip.add_salt_and_pepper(grey, 0.3, seed=0)
+    # Five standard errors of a share.
+    for value, share in ((0, 0.15), (1, 0.15), (0.5, 0.7)):
+        assert abs((noisy == value).float().mean() - share) < 5 * math.sqrt(share * (1 - share) / grey.numel())
+    # Channels are hit independently: pixels that are hit in all three are few.
+    all_hit = (noisy != 0.5).all(dim=0).float().mean()
+    assert abs(all_hit - 0.3**3) < 5 * math.sqrt(0.3**3 / 200**2)
+    assert torch.equal(dip.add_salt_and_pepper(grey, 0, seed=0), grey)
+    assert set(dip.add_salt_and_pepper(grey, 1, seed=0).unique().tolist()) == {0, 1}
+
+
+def test_signals_are_corrupted_like_images():
+    signal = torch.linspace(0, 1, 4000).reshape(2, 2000)
+    noise = dip.add_gaussian_noise(signal, 0.1, seed=0, clip=False) - signal
+    assert abs(noise.std() - 0.1) < 5 * 0.1 / math.sqrt(2 * 4000)
+    assert torch.equal(dip.shuffle_elements(signal, seed=0).flatten().sort().values, signal.flatten().sort().values)
+    assert dip.uniform_noise(2, 2000, seed=0).shape == dip.add_salt_and_pepper(signal, 0.1, seed=0).shape == (2, 2000)
+
+
 def test_shuffle_of_elements_keeps_the_multiset_of_values_and_mixes_channels(photograph):
     shuffled = dip.shuffle_elements(photograph, seed=0)
     assert torch.equal(shuffled.flatten().sort().values, photograph.flatten().sort().values)
@@ -72,6 +93,7 @@ def test_permuted_channels_are_the_channels(photograph):
     "corrupt",
     [
         lambda image, seed: dip.add_gaussian_noise(image, 0.1, seed=seed),
+        lambda image, seed: dip.add_salt_and_pepper(image, 0.1, seed=seed),
         lambda image, seed: dip.shuffle_elements(image, seed=seed),
         lambda image, seed: dip.shuffle_rows_and_columns(image, seed=seed),
         lambda image, seed: dip.uniform_noise(*image.shape, seed=seed),
@@ -82,6 +104,9 @@ def test_a_seed_decides_everything(photograph, corrupt):
     first, again, other = corrupt(photograph, 3), corrupt(photograph, 3), corrupt(photograph, 4)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(photograph, before)
+    # The output of a network, say, has gradients.
+    result = corrupt(photograph.clone().requires_grad_(), 3)
+    assert torch.equal(result, first) and not result.requires_grad
 
 
 def test_jpeg_is_what_pillow_writes_and_reads(photograph, tmp_path):
@@ -94,7 +119,7 @@ def test_jpeg_is_what_pillow_writes_and_reads(photograph, tmp_path):
 def test_jpeg_of_lower_quality_is_farther_from_the_image(photograph):
     qualities = [dip.psnr(photograph, dip.compress_jpeg(photograph, quality)) for quality in (5, 20, 60, 95)]
     assert qualities == sorted(qualities) and qualities[-1] > 30
-    grey = dip.luma(photograph)
+    grey = dip.luma(photograph).requires_grad_()
     assert dip.compress_jpeg(grey, 50).shape == grey.shape
 
 

@@ -1,16 +1,23 @@
+import contextlib
+import importlib.util
+import io
 import shutil
+import struct
 import tomllib
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import dip_utils as dip
-from dip_utils import images
 
 ROOT = Path(__file__).resolve().parent.parent
+RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+COLOUR = np.stack([RAMP, RAMP[::-1], RAMP.T], axis=2)
 
 
 def write(path, mode, size=(64, 40), **options):
@@ -22,53 +29,129 @@ def write(path, mode, size=(64, 40), **options):
     return pixels
 
 
+def write_png16(path, pixels, transparent=None):
+    """A PNG of 16 bits after the format's specification, since Pillow writes none in colour."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    colour = {2: 0, 3: 2}[pixels.ndim]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", *pixels.shape[1::-1], 16, colour, 0, 0, 0))]
+    if transparent is not None:
+        chunks.append(chunk(b"tRNS", struct.pack(">H", transparent)))
+    chunks += [chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def load(path, **options):
+    """As (H, W, C) in NumPy."""
+    return dip.load_image(path, **{"multiple": 1, **options}).movedim(0, 2).numpy()
+
+
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_plain_files_come_back_to_the_bit(tmp_path, mode, channels):
+def test_plain_files_come_back_to_the_bit(tmp_path, mode, channels, capsys):
     pixels = write(tmp_path / "a.png", mode)
     image = dip.load_image(tmp_path / "a.png", multiple=1)
     assert image.shape == (channels, 40, 64) and image.dtype == torch.float32 and image.is_contiguous()
     assert np.array_equal((image.movedim(0, 2) * 255).round().byte().numpy(), pixels)
+    assert capsys.readouterr().out == ""
 
 
 def test_saved_images_come_back(tmp_path, photograph):
-    for image in (photograph, photograph[:1]):
+    # A network's output has gradients, and a downsampled white one ends beyond 1 by rounding.
+    for image in (photograph, photograph[:1], photograph.clone().requires_grad_(), torch.full((3, 8, 8), 1.0000001)):
         dip.save_image(image, tmp_path / "a.png")
         assert (dip.load_image(tmp_path / "a.png", multiple=1) - image).abs().max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("channels", [2, 4, 31])
+def test_other_channels_than_grey_and_rgb_are_saved_as_their_mean(tmp_path, capsys, channels):
+    image = dip.uniform_noise(channels, 8, 8, seed=0)
+    dip.save_image(image, tmp_path / "a.png")
+    assert capsys.readouterr().out == f"a.png: the mean of {channels} channels, in grey\n"
+    assert np.abs(load(tmp_path / "a.png") - image.numpy().mean(axis=0)[..., None]).max() <= 0.5 / 255 + 1e-6
+
+
 def test_transparency_is_laid_over_white(tmp_path, capsys):
     pixels = write(tmp_path / "a.png", "RGBA").astype(float)
-    image = dip.load_image(tmp_path / "a.png", multiple=1)
     alpha = pixels[..., 3:] / 255
     expected = (alpha * pixels[..., :3] + (1 - alpha) * 255) / 255
-    assert np.abs(image.movedim(0, 2).numpy() - expected).max() < 1.5 / 255
+    assert np.allclose(load(tmp_path / "a.png"), expected, atol=1e-6)
     assert capsys.readouterr().out == "a.png: transparency laid over white\n"
+
+
+def test_transparency_of_grey_gives_three_channels(tmp_path, capsys):
+    pixels = write(tmp_path / "8.png", "LA").astype(float) / 255
+    expected = pixels[..., 1:] * pixels[..., :1] + 1 - pixels[..., 1:]
+    assert np.allclose(load(tmp_path / "8.png"), np.repeat(expected, 3, axis=2), atol=1e-6)
+    write_png16(tmp_path / "16.png", RAMP // 2, transparent=0)
+    expected = np.where(RAMP // 2 == 0, 1, RAMP // 2 / 65535)
+    assert np.allclose(load(tmp_path / "16.png"), np.stack([expected] * 3, axis=2), atol=1e-6)
+    assert capsys.readouterr().out.count("transparency laid over white") == 2
 
 
 def test_palette(tmp_path):
     picture = Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).convert("RGB").quantize(16)
     picture.save(tmp_path / "a.png")
-    expected = np.asarray(picture.convert("RGB")) / 255
-    assert np.allclose(dip.load_image(tmp_path / "a.png").movedim(0, 2), expected, atol=1e-6)
+    assert np.allclose(load(tmp_path / "a.png"), np.asarray(picture.convert("RGB")) / 255, atol=1e-6)
 
 
-def test_sixteen_bits_are_not_lost(tmp_path):
-    pixels = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert np.allclose(dip.load_image(tmp_path / "a.png")[0], pixels / 65535, atol=1e-6)
+DEEP = {
+    "grey.png": lambda path: write_png16(path, RAMP),
+    "grey.tif": lambda path: Image.fromarray(RAMP).save(path),
+    "packed.tif": lambda path: Image.fromarray(RAMP).save(path, compression="tiff_lzw"),
+    "big-endian.tif": lambda path: tifffile.imwrite(path, RAMP, byteorder=">"),
+    "white-is-zero.tif": lambda path: tifffile.imwrite(path, 65535 - RAMP, photometric="miniswhite"),
+    "float.tif": lambda path: tifffile.imwrite(path, (RAMP / 65535).astype(np.float32)),
+    "double.tif": lambda path: tifffile.imwrite(path, RAMP / 65535),
+    "32.tif": lambda path: tifffile.imwrite(path, RAMP.astype(np.uint32) * 65537),
+    "colour.tif": lambda path: tifffile.imwrite(path, COLOUR, photometric="rgb"),
+    "deflated.tif": lambda path: tifffile.imwrite(path, COLOUR, photometric="rgb", compression="zlib", predictor=True),
+    "planes.tif": lambda path: tifffile.imwrite(path, COLOUR.transpose(2, 0, 1), photometric="rgb"),
+    "colour-float.tif": lambda path: tifffile.imwrite(path, COLOUR / 65535, photometric="rgb"),
+}
 
 
-def test_exif_rotation_is_applied(tmp_path, capsys):
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_eight_bits_are_not_lost(tmp_path, capsys, name):
+    DEEP[name](tmp_path / name)
+    image = load(tmp_path / name)
+    assert np.allclose(image, (RAMP[..., None] if image.shape[2] == 1 else COLOUR) / 65535, atol=1e-6)
+    assert capsys.readouterr().out == ""
+
+
+def test_lost_bits_are_named(tmp_path, capsys):
+    write_png16(tmp_path / "a.png", COLOUR)
+    assert np.abs(load(tmp_path / "a.png") - COLOUR / 65535).max() < 1 / 255
+    assert capsys.readouterr().out == "a.png: read in 8 of its 16 bits\n"
+
+
+def test_the_picture_of_a_twelve_bit_camera(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP >> 4)
+    assert load(tmp_path / "a.tif").max() == pytest.approx(4095 / 65535)
+    assert "4095 of 65535" in (said := capsys.readouterr().out) and "white=4095" in said
+    assert np.allclose(load(tmp_path / "a.tif", white=4095)[..., 0], (RAMP >> 4) / 4095, atol=1e-6)
+    assert capsys.readouterr().out == ""
+
+
+def test_floats_of_another_white(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", (RAMP / 257).astype(np.float32))
+    assert np.allclose(load(tmp_path / "a.tif", white=255)[..., 0], RAMP / 65535, atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
+def test_exif_rotation_is_applied(tmp_path, capsys, ending):
     pixels = np.zeros((40, 64, 3), dtype=np.uint8)
-    pixels[:10] = 255
+    pixels[:8] = 255
     picture = Image.fromarray(pixels)
     exif = picture.getexif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "a.png", exif=exif)
-    image = dip.load_image(tmp_path / "a.png", multiple=1)
-    assert image.shape == (3, 64, 40)
-    assert (image[..., -10:] == 1).all() and (image[..., :-10] == 0).all()
-    assert "turned as its EXIF says" in capsys.readouterr().out
+    picture.save(tmp_path / f"a.{ending}", exif=exif)
+    image = load(tmp_path / f"a.{ending}")
+    assert image.shape == (64, 40, 3)
+    assert (image[:, -8:] == 1).all() and (image[:, :-8] == 0).all()
+    assert capsys.readouterr().out == f"a.{ending}: turned as its EXIF says\n"
 
 
 def test_cmyk(tmp_path, capsys):
@@ -77,11 +160,78 @@ def test_cmyk(tmp_path, capsys):
     assert "converted from CMYK to RGB" in capsys.readouterr().out
 
 
+def profile(primaries, gamma):
+    """A colour profile after the ICC's specification, of three primaries in XYZ and one gamma."""
+
+    def fixed(*values):
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    tags = {
+        b"desc": b"desc" + struct.pack(">II", 0, 5) + b"wide\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249),
+    }
+    for letter, primary in zip(b"rgb", primaries, strict=True):
+        tags[bytes([letter]) + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(*primary)
+        tags[bytes([letter]) + b"TRC"] = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4xI4s4s4s12x4s28x", start + len(body), 0x02100000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
+    return (head + fixed(0.9642, 1, 0.8249)).ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+SRGB = [(0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)]
+WIDE = [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)]
+
+
+def test_colours_of_a_wide_gamut_are_converted_to_srgb(tmp_path, capsys, photograph):
+    """The stored values by hand: linear light, from one set of primaries to the other, the other's gamma."""
+    linear = np.where(photograph <= 0.04045, photograph / 12.92, ((photograph + 0.055) / 1.055) ** 2.4)
+    in_wide = np.linalg.solve(np.array(WIDE).T, np.array(SRGB).T @ linear.reshape(3, -1)).clip(0, 1)
+    stored = (in_wide.reshape(3, 32, 48) ** (1 / 2.2) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(stored).save(tmp_path / "a.png", icc_profile=profile(WIDE, 2.2))
+    image = dip.load_image(tmp_path / "a.png", multiple=1)
+    assert (
+        dip.psnr(photograph, image) > 45 > 35 > dip.psnr(photograph, torch.tensor(stored / 255).float().movedim(2, 0))
+    )
+    assert capsys.readouterr().out == "a.png: colours converted to sRGB\n"
+
+
+def test_an_srgb_profile_changes_nothing_and_a_linear_one_does(tmp_path, capsys):
+    for name, icc in (
+        ("srgb.png", ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+        ("linear.png", profile(SRGB, 1)),
+    ):
+        pixels = write(tmp_path / name, "RGB", icc_profile=icc) / 255
+        expected = pixels if name == "srgb.png" else 1.055 * pixels.clip(0.0031308) ** (1 / 2.4) - 0.055
+        assert np.allclose(load(tmp_path / name)[pixels > 0.01], expected[pixels > 0.01], atol=2 / 255)
+    assert capsys.readouterr().out == "linear.png: colours converted to sRGB\n"
+
+
+def test_a_broken_profile_is_ignored_in_words(tmp_path, capsys):
+    pixels = write(tmp_path / "a.png", "RGB", icc_profile=b"nonsense")
+    assert np.allclose(load(tmp_path / "a.png"), pixels / 255, atol=1e-6)
+    assert capsys.readouterr().out == "a.png: its colour profile ignored\n"
+
+
+def test_sixteen_bits_and_a_profile(tmp_path, capsys):
+    for name, icc in (("wide.tif", profile(WIDE, 2.2)), ("srgb.tif", profile(SRGB, 2.2))):
+        tifffile.imwrite(tmp_path / name, COLOUR, photometric="rgb", iccprofile=icc)
+    assert len(np.unique(load(tmp_path / "wide.tif"))) <= 256
+    assert capsys.readouterr().out == "wide.tif: read in 8 of its 16 bits; colours converted to sRGB\n"
+
+
 def test_first_frame_of_an_animation(tmp_path, capsys):
     frames = [Image.new("L", (64, 64), value) for value in (0, 128, 255)]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert dip.load_image(tmp_path / "a.gif").max() == 0
-    assert "first of 3 frames" in capsys.readouterr().out
+    for ending in ("gif", "tif"):
+        frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+        assert dip.load_image(tmp_path / f"a.{ending}").max() == 0
+        assert "first of 3 frames" in capsys.readouterr().out
+    tifffile.imwrite(tmp_path / "16.tif", np.stack([RAMP, RAMP.T]), photometric="minisblack")
+    assert np.allclose(load(tmp_path / "16.tif")[..., 0], RAMP / 65535, atol=1e-6)
+    assert capsys.readouterr().out == "16.tif: first of 2 frames\n"
 
 
 def test_sides_are_cropped_to_multiples_about_the_centre(tmp_path, capsys):
@@ -89,26 +239,60 @@ def test_sides_are_cropped_to_multiples_about_the_centre(tmp_path, capsys):
     image = dip.load_image(tmp_path / "a.png")
     assert image.shape == (3, 96, 64)
     assert np.allclose(image.movedim(0, 2), pixels[2:98, 3:67] / 255, atol=1e-6)
-    assert capsys.readouterr().out == "a.png: cropped from 101 × 70 to 96 × 64, multiples of 32\n"
+    assert capsys.readouterr().out == "a.png: cropped from 101 x 70 to 96 x 64, multiples of 32\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "utf-8"])
+def test_the_line_fits_every_terminal(tmp_path, encoding):
+    write(tmp_path / "写真.png", "RGB", size=(70, 101))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with contextlib.redirect_stdout(terminal):
+        dip.load_image(tmp_path / "写真.png")
+    terminal.flush()
+    assert b": cropped from 101 x 70 to 96 x 64" in terminal.buffer.getvalue()
 
 
 def test_a_panorama_is_shrunk_less_so_that_the_networks_can_take_it(tmp_path):
     write(tmp_path / "a.png", "RGB", size=(2000, 500))
-    image = dip.load_image(tmp_path / "a.png", longest=128)
-    assert image.shape == (3, 64, 256)
-    run = dip.fit(dip.SkipNetwork(3, (4,) * 5, (0,) * 5, seed=0), dip.random_input(3, 64, 256, seed=0), image, steps=1)
-    assert run.steps == 1
+    assert dip.load_image(tmp_path / "a.png", longest=128).shape == (3, 64, 256)
+    # 96 pixels are fewer than decoding at an eighth leaves.
+    Image.new("RGB", (900, 500)).save(tmp_path / "a.jpg")
+    assert dip.load_image(tmp_path / "a.jpg", longest=32).shape == (3, 64, 96)
 
 
 def test_longest_side_shrinks(tmp_path, capsys):
     write(tmp_path / "a.png", "RGB", size=(640, 320))
-    assert dip.load_image(tmp_path / "a.png", longest=128).shape == (3, 64, 128)
-    assert "shrunk from 320 × 640 to 64 × 128" in capsys.readouterr().out
+    image = dip.load_image(tmp_path / "a.png", longest=128)
+    assert image.shape == (3, 64, 128)
+    assert "shrunk from 320 x 640 to 64 x 128" in capsys.readouterr().out
+    with Image.open(tmp_path / "a.png") as file:
+        expected = np.asarray(file.resize((128, 64), Image.Resampling.LANCZOS)) / 255
+    assert np.abs(image.movedim(0, 2).numpy() - expected).max() < 2 / 255
 
 
-def test_eight_megapixels_are_handled_with_a_cap(tmp_path):
-    Image.new("RGB", (3264, 2448), "teal").save(tmp_path / "a.jpg")
-    assert dip.load_image(tmp_path / "a.jpg", longest=256).shape == (3, 192, 256)
+def test_a_jpeg_above_the_limit_is_read_small_and_nothing_else_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    for size in ((160, 160), (512, 512)):  # above the limit, and above that at which Pillow itself refuses
+        Image.new("RGB", size, "teal").save(tmp_path / "a.jpg")
+        assert dip.load_image(tmp_path / "a.jpg", longest=64).shape == (3, 64, 64)
+        Image.new("RGB", size, "teal").save(tmp_path / "a.png")
+        tifffile.imwrite(tmp_path / "a.tif", np.zeros(size, np.uint16))
+        for name, longest in (("a.jpg", None), ("a.png", 64), ("a.tif", 64)):
+            with pytest.raises(ValueError, match="too large to open safely"):
+                dip.load_image(tmp_path / name, longest=longest)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.tif", "16.tif"])
+def test_a_file_cut_short_is_refused_in_words(tmp_path, photograph, name):
+    if name == "16.tif":
+        tifffile.imwrite(tmp_path / name, COLOUR, photometric="rgb")
+    else:
+        dip.save_image(photograph, tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for length in range(0, len(whole) * 9 // 10, len(whole) // 20):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"path: got .*{name}', "):
+            dip.load_image(tmp_path / name, multiple=1)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +310,20 @@ def test_bundled_photographs_are_those_of_scikit_image(name, shape):
 def test_crop(photograph):
     assert torch.equal(dip.crop(photograph, 8, 10, top=3, left=5), photograph[:, 3:11, 5:15])
     assert torch.equal(dip.crop(photograph, 8, 10), photograph[:, 12:20, 19:29])
+    assert not dip.crop(photograph.clone().requires_grad_(), 8, 10).requires_grad
 
 
-def test_an_installed_package_takes_the_photographs_along():
+def test_an_installed_package_takes_the_photographs_along(tmp_path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     assert project["package-dir"] == {"dip_utils.photographs": "images"}
-    assert {*images.SAMPLES.values(), "README.md"} == {*project["package-data"]["dip_utils.photographs"]}
-    assert images.FOLDERS[1] == ROOT / "dip_utils" / "photographs"
-
-
-def test_samples_of_an_installed_package(tmp_path, monkeypatch):
-    photographs = tmp_path / "photographs"
-    photographs.mkdir()
-    shutil.copy(ROOT / "images" / "coffee.png", photographs)
-    monkeypatch.setattr(images, "FOLDERS", (tmp_path / "images", photographs))
-    assert torch.equal(dip.sample("coffee"), dip.load_image(ROOT / "images" / "coffee.png", multiple=1))
+    # The module where an installed package has it, beside a folder of those files.
+    installed = tmp_path / "dip_utils"
+    (installed / "photographs").mkdir(parents=True)
+    shutil.copy(ROOT / "dip_utils" / "images.py", installed)
+    for file in project["package-data"]["dip_utils.photographs"]:
+        shutil.copy(ROOT / "images" / file, installed / "photographs")
+    spec = importlib.util.spec_from_file_location("dip_utils.installed_images", installed / "images.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        assert torch.equal(module.sample(name), dip.sample(name))

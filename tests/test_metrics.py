@@ -25,6 +25,20 @@ def test_psnr_of_a_known_error():
     assert dip.psnr(torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)) == math.inf
 
 
+def test_metrics_take_signals_and_tensors_with_gradients(photograph, noisy):
+    signal, noisy_signal = photograph[:, 0], noisy[:, 0]
+    assert dip.psnr(signal, noisy_signal) == dip.psnr(photograph[:, :1], noisy[:, :1])
+    assert dip.psnr(signal, noisy_signal, border=4) == dip.psnr(signal[:, 4:-4], noisy_signal[:, 4:-4])
+    assert dip.share_explained(signal, 0.01) == pytest.approx(1 - 0.01 / signal.numpy().var(axis=1).mean())
+    grown, loss = noisy.clone().requires_grad_(), torch.tensor([0.01, 0.02], requires_grad=True)
+    for metric in (dip.mse, dip.psnr, dip.ssim):
+        assert metric(photograph, grown) == metric(grown, photograph) == metric(photograph, noisy)
+    assert torch.equal(dip.luma(grown), dip.luma(noisy))
+    assert np.array_equal(dip.radial_power(grown)[1], dip.radial_power(noisy)[1])
+    assert np.allclose(dip.share_explained(grown, loss), dip.share_explained(noisy, np.array([0.01, 0.02])))
+    assert dip.steps_to_reach(loss, 0.015) == 1
+
+
 def test_border_is_left_out(photograph):
     image = photograph.clone()
     image[:, :4] = 1 - image[:, :4]

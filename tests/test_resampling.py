@@ -46,6 +46,9 @@ def test_operator_is_the_slow_obvious_one(factor):
     expected = np.apply_along_axis(slow_downsample, 1, image.double().numpy(), factor)
     expected = np.apply_along_axis(slow_downsample, 2, expected, factor)
     assert np.allclose(dip.LanczosDownsampler(factor)(image), expected, atol=1e-5)
+    # In the image's own precision, with no call of double().
+    in_double = dip.LanczosDownsampler(factor)(image.double())
+    assert in_double.dtype == torch.float64 and np.allclose(in_double, expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -86,7 +89,7 @@ def test_resize_puts_pixels_where_pillow_puts_them(photograph, method):
     eight_bit = (photograph * 127 + 64).round().byte()
     picture = Image.fromarray(eight_bit.movedim(0, 2).numpy())
     expected = np.asarray(picture.resize((96, 64), getattr(Image.Resampling, method.upper()))) / 255
-    resized = dip.resize(eight_bit.float() / 255, 64, 96, method)
+    resized = dip.resize((eight_bit.float() / 255).requires_grad_(), 64, 96, method)
     assert resized.shape == (3, 64, 96) and resized.dtype == torch.float32
     assert np.abs(resized.movedim(0, 2).numpy() - expected).max() < 2 / 255
 
