@@ -25,6 +25,8 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
 #: Pictures of more bytes than that are stored as coarser JPEGs.
 LARGE = 250_000
+#: Seconds after which a cell without a live plot is said to be still at work.
+PULSE = 20
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -33,6 +35,7 @@ class Client(NotebookClient):
 
     said = 0.0
     interrupted = False
+    pulse = None
 
     def say(self, words, *, at_least_every=0.0):
         """Rewrite the line on a terminal; in a log, add a line now and then."""
@@ -46,11 +49,27 @@ class Client(NotebookClient):
     def begin(self, cell, cell_index):
         """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""
         if cell.cell_type == "code":
-            self.say(f"  {self.label(cell_index)}", at_least_every=20)
+            self.say(f"  {self.label(cell_index)}", at_least_every=PULSE)
+            self.end()
+            self.pulse = asyncio.get_running_loop().create_task(self.beat(cell_index))
         # Windows knows no handlers, and raises KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             loop.add_signal_handler(signal.SIGINT, self.interrupt, task)
+
+    async def beat(self, cell_index):
+        """Say now and then that a cell without a live plot is still at work."""
+        begun = time.monotonic()
+        while True:
+            await asyncio.sleep(PULSE)
+            self.say(
+                f"  {self.label(cell_index)}: at work for {time.monotonic() - begun:.0f} s", at_least_every=0.9 * PULSE
+            )
+
+    def end(self, **_):
+        """No more of it: the cell is done."""
+        if self.pulse is not None:
+            self.pulse.cancel()
 
     def interrupt(self, task):
         """End the run; nbclient will say that the kernel has died."""
@@ -61,7 +80,7 @@ class Client(NotebookClient):
         """Show the progress that the live plot of a fit carries along."""
         progress = msg["content"].get("metadata", {}).get("progress")
         if progress:
-            self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=20)
+            self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=PULSE)
         return super().process_message(msg, cell, cell_index)
 
     def label(self, cell_index):
@@ -88,6 +107,7 @@ def execute(path):
         allow_error_names=["AssertionError"],
     )
     client.on_cell_execute = client.begin
+    client.on_cell_executed = client.end
     problems = []
     try:
         client.execute()
@@ -136,9 +156,16 @@ def pack(output):
     output.metadata[kind] = about
 
 
-def describe_pictures(page, notebook):
-    """Put our alternative texts into the page: nbconvert's template leaves them out."""
+def finish_page(page, notebook):
+    """Put our alternative texts into the page, and take out what it would load from elsewhere.
+
+    nbconvert's template leaves the former out, and asks for a renderer of
+    formulas and for widgets, of which our notebooks have none.
+    """
     soup = BeautifulSoup(page, "html.parser")
+    for script in soup.find_all("script"):
+        if "://" in str(script) or "MathJax" in str(script):
+            script.decompose()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     kinds = ("image/png", "image/jpeg")
     described = [output.metadata[kind] for output in outputs for kind in kinds if kind in output.get("data", {})]
@@ -154,7 +181,7 @@ def write(notebook, path):
     nbformat.write(notebook, path)
     page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
     html = RESULTS / f"{path.stem}.html"
-    html.write_text(describe_pictures(page, notebook), encoding="utf-8")
+    html.write_text(finish_page(page, notebook), encoding="utf-8")
     return [path, html]
 
 

@@ -1,116 +1,55 @@
-import base64
-from types import SimpleNamespace
+"""The panels, used as a reader does: by their controls."""
+
+import datetime
+import io
+import time
 
 import ipywidgets
 import numpy as np
 import pytest
 import torch
+import traitlets
 from PIL import Image
 
 import dip_utils as dip
 
+from .cell import cell
 from .conftest import build
 
-
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed, as pairs of data and metadata."""
-    seen = []
-
-    class Handle:
-        def update(self, data, raw, metadata):
-            seen.append((data, metadata))
-
-    def display(data, raw=True, metadata=None, display_id=None):
-        seen.append((data, metadata))
-        return Handle()
-
-    for module in ("figures", "widgets", "panels"):
-        monkeypatch.setattr(f"dip_utils.{module}.display", display)
-    return seen
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def fit(image, steps, watch):
     z = dip.random_input(2, *image.shape[1:], seed=0)
-    return dip.fit(build(), z, image, steps=steps, watch=watch, reference=image, keep=(0, steps), device="cpu")
+    network = build(output_channels=len(image))
+    return dip.fit(network, z, image, steps=steps, watch=watch, reference=image, device="cpu")
 
 
-def test_every_figure_is_a_picture_with_a_description(shown, photograph):
-    run = fit(photograph, 4, None)
-    dip.show_images({"a": photograph, "grey": photograph[:1]})
-    dip.film_strip({"a": run}, (0, 4))
-    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"left": {"floor": 0.1}})
-    dip.compare({"a": photograph, "b": run.output}, (0.1, 0.1, 0.5, 0.5))
-    dip.plot_kernel(dip.LanczosDownsampler(3).kernel, dip.lanczos, factor=3)
-    assert len(shown) == 5
-    for data, metadata in shown:
-        assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
-        assert data["text/plain"].startswith("<Figure 10 × ") and metadata["image/png"]["alt"]
+def enlarge(image, steps, watch):
+    """The case of a small picture with no large one to compare."""
+    height, width = (4 * side for side in image.shape[1:])
+    z = dip.random_input(2, height, width, seed=0)
+    return dip.fit(build(), z, image, operator=dip.LanczosDownsampler(4), steps=steps, watch=watch, device="cpu")
 
 
-def test_live_plot_ends_as_a_static_picture_under_one_phrase(shown, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.guarding.WATCH_SHARE", 1.0)
-    live = dip.LivePlot("first", "second")
-    for name in ("first", "second"):
-        fit(photograph, 500, live.track(name))
-    kinds = [set(data) for data, _ in shown]
-    assert kinds[0] == kinds[-1] == {"image/png", "text/plain"}
-    assert {"image/png", "text/plain", "text/html"} in kinds
-    assert {data["text/plain"] for data, _ in shown} == {"<live plot: first, second>"}
-    assert "progress" in shown[1][1] and "progress" not in shown[-1][1]
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("nothing has happened for a minute")
 
 
-def test_live_plot_redraws_within_its_share_of_the_time(shown, photograph, monkeypatch):
-    """Counted, not timed: with a clock that only drawing moves, there is one picture and then none."""
-    now = [0.0]
-    monkeypatch.setattr("dip_utils.widgets.time.perf_counter", lambda: now[0])
-    live = dip.LivePlot()
-    drawn = []
-
-    def draw(name, run, original=live._draw):
-        now[0] += 0.08
-        drawn.append(now[0])
-        return original(name, run)
-
-    monkeypatch.setattr(live, "_draw", draw)
-    run = fit(photograph, 2, None)
-    run.running = True
-    for _ in range(200):
-        now[0] += 0.1
-        live(run)
-    # 80 ms a picture out of 20 s: 1.5 % of them are 0.3 s, plus the one that overdraws.
-    assert 1 <= len(drawn) <= 5
+def click_start(panel):
+    panel.start.click()
+    wait_for(lambda: not panel.start.disabled)
 
 
-def test_slider_holds_each_frame_once(shown, photograph):
-    runs = {name: fit(photograph, 4, None) for name in ("a", "b")}
-    dip.browse(runs)
-    ((data, _),) = shown
-    page = data["text/html"]
-    assert data["text/plain"] == "<slider over the kept images of a, b>"
-    assert page.count("<img ") == 2 * (1 + 2) == page.count('alt="')
-    assert 'data-lm-suppress-shortcuts="true"' in page and "aria-label" in page
-    assert "loss" in page and "dB" in page
-    again = dip.browse(runs) or shown[-1][0]["text/html"]
-    assert again == page
+def size(picture):
+    return Image.open(io.BytesIO(picture.value)).size
 
 
-def test_slider_of_twenty_steps_and_four_runs_is_below_three_megabytes(shown):
-    """With as much grain in the outputs as a run has that has begun to fit the noise."""
-    photograph = dip.resize(dip.sample("astronaut"), 256, 256)
-    grain = dip.add_gaussian_noise(photograph, 10 / 255, seed=0)
-    blotches = dip.resize(dip.uniform_noise(3, 64, 64, seed=0), 256, 256)
-    noise = dip.uniform_noise(3, 256, 256, seed=0)
-    outputs = {"natural": photograph, "natural + noise": grain, "shuffled": blotches, "noise": blotches}
-    runs = {}
-    for name, output in outputs.items():
-        runs[name] = fit(torch.zeros(3, 32, 32), 20, None)
-        runs[name].kept, runs[name].target, runs[name].reference = dict.fromkeys(range(20), output), noise, None
-    dip.browse(runs)
-    assert len(shown[0][0]["text/html"]) < 3_000_000
-
-
-def test_explore_redraws_and_leaves_a_picture(shown, photograph):
+def test_explore_redraws_and_leaves_a_picture(photograph):
     calls = []
 
     def noisy(sigma):
@@ -118,46 +57,100 @@ def test_explore_redraws_and_leaves_a_picture(shown, photograph):
         return {"noisy": dip.add_gaussian_noise(photograph, sigma, seed=0)}
 
     slider = ipywidgets.FloatSlider(0.1, min=-1, max=1)
-    dip.explore(noisy, sigma=slider)
+    with cell() as shown:
+        dip.explore(noisy, sigma=slider)
+    (output,) = shown.outputs
+    assert output.data[WIDGET]["model_id"] and output.data["image/png"]
+    assert output.data["text/plain"] == "<panel: sigma>" and output.metadata["image/png"]["alt"]
     slider.value = 0.5
-    assert calls == [0.1, 0.5]
-    data, metadata = shown[0]
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"]
-    assert data["text/plain"] == "<panel: sigma>" and data["image/png"] and metadata["image/png"]["alt"]
     slider.value = -1
-    assert calls[-1] == -1
+    assert calls == [0.1, 0.5, -1]
 
 
-def test_own_image_panel_loads_fits_and_saves(shown, photograph, tmp_path, monkeypatch):
+def test_panel_begins_with_the_image_alone(photograph):
+    """It fills the left half of the picture, and nothing stands in the right one."""
+    with cell() as shown:
+        panel = dip.OwnImagePanel(fit, photograph, steps=10)
+    ink = np.asarray(Image.open(io.BytesIO(panel.picture.value)).convert("L")) != 255
+    assert ink[:, :480].mean() > 0.8 and not ink[:, 480:].any()
+    assert shown.outputs[0].data["text/plain"] == "<panel: your own image>"
+
+
+def test_panel_in_a_script_says_that_it_needs_a_notebook(photograph, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    dip.save_image(dip.resize(photograph, 64, 96), "mine.png")
-    panel = dip.OwnImagePanel(fit, photograph, steps=10)
-    panel.path.value = "nowhere.png"
-    assert "no file" in panel.message.value and panel.image is photograph
-    panel.path.value = "mine.png"
-    assert panel.image.shape == (3, 64, 96)
-    panel._start(None)
-    panel.thread.join()
-    assert panel.run.steps == 10 and not panel.start.disabled and panel.stop.disabled
-    panel._save(None)
-    assert Image.open("deep_image_prior.png").size == (96, 64)
+    dip.OwnImagePanel(fit, photograph, steps=10)
+    said = capsys.readouterr().out
+    assert "needs a notebook" in said and said.count("Written: ") == 1 == len(list(tmp_path.rglob("*.png")))
 
 
-def test_own_image_panel_takes_uploads_of_both_ipywidgets(shown, photograph, tmp_path):
+def test_panel_loads_fits_and_saves(photograph, tmp_path, monkeypatch):
+    """Sides that are no multiples of anything are left as they are."""
+    monkeypatch.chdir(tmp_path)
+    dip.save_image(dip.resize(photograph, 37, 53), "mine.png")
+    with cell():
+        panel = dip.OwnImagePanel(fit, photograph, steps=10)
+        panel.path.value = "nowhere.png"
+        assert "no file" in panel.message.value and torch.equal(panel.image, photograph)
+        panel.path.value = "mine.png"
+        assert panel.image.shape == (3, 37, 53) and "37 × 53" in panel.message.value
+        click_start(panel)
+        assert panel.run.steps == 10 and panel.stop.disabled and "step 10 of 10" in panel.message.value
+        panel.save.click()
+    assert Image.open("deep_image_prior.png").size == (53, 37)
+
+
+def test_panel_enlarges_a_small_picture_without_a_reference(photograph, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with cell():
+        panel = dip.OwnImagePanel(enlarge, photograph, steps=10)
+        click_start(panel)
+        assert panel.run.reference is None and "loss" in panel.message.value and "dB" not in panel.message.value
+        # Two pictures of 2 : 3 side by side, and their captions.
+        width, height = size(panel.picture)
+        assert width / height == pytest.approx(2 * 48 / 32, rel=0.15)
+        panel.save.click()
+    assert Image.open("deep_image_prior.png").size == (4 * 48, 4 * 32)
+
+
+def test_panel_says_what_went_wrong(photograph):
+    def refuse(image, steps, watch):
+        raise ValueError("image: got <this>; wants that")
+
+    with cell():
+        panel = dip.OwnImagePanel(refuse, photograph, steps=10)
+        click_start(panel)
+    assert panel.message.value == "<b>image: got &lt;this&gt;; wants that</b>" and panel.save.disabled
+
+
+class OldUpload(ipywidgets.DOMWidget):
+    """The `FileUpload` of ipywidgets 7: its value is a dict by file name."""
+
+    accept, description = traitlets.Unicode(), traitlets.Unicode()
+    multiple, value = traitlets.Bool(), traitlets.Dict()
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["ipywidgets 7", "ipywidgets 8"])
+def test_panel_takes_uploads_of_both_ipywidgets(photograph, tmp_path, monkeypatch, old):
     dip.save_image(dip.resize(photograph, 64, 96), tmp_path / "mine.png")
     content = (tmp_path / "mine.png").read_bytes()
-    panel = dip.OwnImagePanel(fit, photograph, steps=10)
-
-    for value in ({"mine.png": {"content": content}}, ({"name": "mine.png", "content": memoryview(content)},)):
-        panel.image, panel.upload = photograph, SimpleNamespace(value=value)
-        panel._choose({"owner": panel.upload})
+    facts = {"type": "image/png", "size": len(content), "last_modified": datetime.datetime.now(datetime.UTC)}
+    value = ({"name": "mine.png", "content": memoryview(content)} | facts,)
+    if old:
+        value = {"mine.png": {"content": content}}
+        monkeypatch.setattr(ipywidgets, "FileUpload", OldUpload)
+    with cell():
+        panel = dip.OwnImagePanel(fit, torch.zeros(1, 32, 32), steps=10)
+        panel.upload.value = value
         assert panel.image.shape == (3, 64, 96)
+        panel.longest.value = 64
+        assert panel.image.shape == (3, 43, 64)
 
 
-def test_own_image_panel_stops(shown, photograph, monkeypatch):
-    monkeypatch.setattr("dip_utils.guarding.WATCH_SHARE", 1.0)
-    panel = dip.OwnImagePanel(lambda image, steps, watch: fit(image, 100_000, watch), photograph, steps=10)
-    panel._start(None)
-    panel.stopping.set()
-    panel.thread.join(60)
-    assert panel.run.interrupted and 0 < panel.run.steps < 100_000 and np.isfinite(panel.run.loss).all()
+def test_panel_stops(photograph):
+    with cell():
+        panel = dip.OwnImagePanel(lambda image, steps, watch: fit(image, 1_000_000, watch), photograph, steps=10)
+        panel.start.click()
+        wait_for(lambda: "of 1000000" in panel.message.value)
+        panel.stop.click()
+        wait_for(lambda: not panel.start.disabled)
+    assert panel.run.interrupted and 0 < panel.run.steps < 1_000_000

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from PIL import Image
 
 from notebooks import run_all
@@ -66,6 +68,30 @@ def test_failed_claim_is_told_and_the_rest_is_run(write):
     )
     assert len(problems) == 2 and "one is not two" in problems[0] and "division by zero" in problems[1]
     assert [len(cell.outputs) for cell in notebook.cells] == [1, 1, 1, 0]
+
+
+@pytest.mark.slow
+def test_a_cell_without_a_live_plot_is_said_to_be_at_work(write, monkeypatch, capsys):
+    monkeypatch.setattr(run_all, "PULSE", 0.3)
+    run_all.execute(write("import time\ntime.sleep(1.5)", "'quick'"))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert len([line for line in lines if line.startswith("cell 1 of 2: at work for ")]) >= 2
+    assert not [line for line in lines if line.startswith("cell 2 of 2: at work")]
+
+
+@pytest.mark.parametrize("path", sorted(run_all.HERE.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
+    """No script, style sheet or font comes from elsewhere, and no formula waits for a renderer."""
+    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    _, page = run_all.write(notebook, tmp_path / path.name)
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    assert not [tag for tag in soup.find_all(["script", "link", "iframe"]) if "://" in str(tag)]
+    assert "@import" not in page.read_text("utf-8")
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert not [text for text in prose if re.search(r"\$[^$]+\$|\\\(|\\\[", text)]
+    sliders = [cell for cell in notebook.cells if cell.cell_type == "code" and "dip.browse(" in cell.source]
+    assert sum("dip-browse-" in script.text for script in soup.find_all("script")) >= len(sliders) > 0
 
 
 def packed(pixels):

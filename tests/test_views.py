@@ -1,0 +1,266 @@
+"""Figures, tables, live plot and slider: in a notebook, and in a script."""
+
+import base64
+import html
+import io
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+import dip_utils as dip
+
+from .cell import cell
+from .conftest import build
+
+
+def fit(image, steps=4, **options):
+    z = dip.random_input(2, *image.shape[1:], seed=0)
+    network = build(output_channels=len(image))
+    return dip.fit(network, z, image, **{"steps": steps, "device": "cpu", "keep": (0, steps)} | options)
+
+
+def fit_signal(signal, steps=4, **options):
+    with torch.random.fork_rng():
+        layers = torch.nn.Conv1d(2, len(signal), 3, padding=1), torch.nn.Sigmoid()
+    z = torch.linspace(0, 0.1, 2 * signal.shape[1]).reshape(2, -1)
+    return dip.fit(torch.nn.Sequential(*layers), z, signal, steps=steps, device="cpu", keep=(0, steps), **options)
+
+
+@pytest.fixture
+def wave():
+    return torch.sin(torch.linspace(0, 20, 128))[None] / 2 + 0.5
+
+
+def picture(output):
+    """The pixels of a displayed PNG, (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB"))
+
+
+def show_everything(photograph):
+    run = fit(photograph, reference=photograph)
+    dip.show_images({"a": photograph, "grey": photograph[:1]})
+    dip.film_strip({"a": run}, (0, 4))
+    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"left": {"floor": 0.1}})
+    dip.plot_spectra({"a": run}, (0, 4))
+    dip.plot_stopping(
+        run, {"falling": np.linspace(2, 1, 5), "endless": np.full(5, 1.0)}, {"falling": 4, "endless": None}
+    )
+    dip.compare({"a": photograph, "b": run.output}, (0.1, 0.1, 0.5, 0.5))
+    dip.plot_kernel(dip.LanczosDownsampler(3).kernel, dip.lanczos, factor=3)
+
+
+def test_every_figure_is_a_picture_with_a_description(photograph):
+    with cell() as shown:
+        show_everything(photograph)
+    assert len(shown.outputs) == 7
+    for output in shown.outputs:
+        assert picture(output).shape[1] in (960, 1100, 1500)
+        assert output.data["text/plain"].startswith("<Figure 10 × ") and output.metadata["image/png"]["alt"]
+
+
+# --- any number of channels, and signals
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 31])
+def test_other_channels_are_shown_as_their_mean(channels):
+    """In the middle of the figure, the mean of values spread evenly from 0.2 to 0.6; where there is one, its value."""
+    levels = torch.linspace(0.2, 0.6, channels) if channels > 1 else torch.tensor([0.4])
+    with cell() as shown:
+        dip.show_images({"flat": levels[:, None, None].expand(channels, 16, 16)})
+    pixels = picture(shown.outputs[0])
+    assert pixels[len(pixels) // 2, pixels.shape[1] // 2].tolist() == [102, 102, 102]
+
+
+def test_a_signal_is_shown_as_a_curve():
+    """It is low in its first half and high in the second, and so is the ink, left and right."""
+    with cell() as shown:
+        dip.show_images({"step": torch.cat([torch.full((1, 50), 0.2), torch.full((1, 50), 0.8)], dim=1)})
+    ink = (picture(shown.outputs[0]) != 255).any(axis=2)[60:, 60:]
+    rows, columns = ink.shape
+    left, right = ink[:, columns // 8 : columns * 3 // 8], ink[:, columns * 5 // 8 : columns * 7 // 8]
+    assert left[rows // 2 :].any() and not left[: rows // 2].any()
+    assert right[: rows // 2].any() and not right[rows // 2 :].any()
+
+
+@pytest.mark.parametrize("channels", [2, 31])
+def test_two_or_31_channels_are_shown_everywhere(channels, photograph):
+    image = photograph.repeat(11, 1, 1)[:channels].contiguous()
+    with cell() as shown:
+        run = fit(image, watch=dip.LivePlot(), reference=image)
+        dip.film_strip({"a": run}, (0, 4), last="reference")
+        dip.compare({"a": run.output, "b": image}, (0.1, 0.1, 0.5, 0.5))
+        dip.browse(run)
+    assert not run.remarks
+    assert len(re.findall("data:image/jpeg;base64,", shown.outputs[-1].data["text/html"])) == 3
+
+
+def test_signals_are_shown_in_live_plot_and_film_strip(wave):
+    with cell() as shown:
+        run = fit_signal(wave, watch=dip.LivePlot(), reference=wave)
+        dip.film_strip({"a": run}, (0, 4))
+        with pytest.raises(ValueError, match=r"output: got shape \(1, 128\); wants \(channels, height, width\)"):
+            dip.browse(run)
+    assert not run.remarks and all("image/png" in output.data for output in shown.outputs[1:])
+
+
+# --- the live plot
+
+
+def test_live_plot_is_one_output_that_ends_as_a_static_picture(photograph):
+    names = ("first", "<b>second & last</b>")
+    live = dip.LivePlot(*names)
+    with cell() as shown:
+        for name in names:
+            run = fit(photograph)
+            for run.running in (True, False):
+                live.track(name)(run)
+    first, *updates = shown.outputs
+    assert not first.update and all(output.update for output in updates)
+    assert len({output.transient["display_id"] for output in shown.outputs}) == 1
+    assert {output.data["text/plain"] for output in shown.outputs} == {f"<live plot: {', '.join(names)}>"}
+    # What nbval compares, the kinds but for pictures, is the same in the first output and in the last.
+    assert set(first.data) == {"text/plain"} and set(updates[-1].data) == {"text/plain", "image/png"}
+    pages = [output.data["text/html"] for output in updates if "text/html" in output.data]
+    assert len(pages) == 2
+    assert "<b>" not in pages[1] and html.escape(names[1]) in pages[1]
+
+
+def test_live_plot_redraws_within_its_share_of_the_time(photograph, monkeypatch):
+    """With a clock that only we move, and the making of a picture: 80 ms each, at most 1.5 % of 20 s for all."""
+    now, drawn = [0.0], []
+
+    def slow(canvas, *arguments, make=FigureCanvasAgg.print_png, **options):
+        now[0] += 0.08
+        drawn.append(now[0])
+        return make(canvas, *arguments, **options)
+
+    run = fit(photograph)
+    run.running = True
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", slow)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    live = dip.LivePlot()
+    with cell() as shown:
+        for _ in range(200):
+            now[0] += 0.1
+            live(run)
+    # The first is free, and the last may overdraw.
+    assert 3 <= len(drawn) <= 5
+    assert len(shown.outputs) == 201
+
+
+# --- the slider
+
+
+def test_slider_holds_each_frame_once(photograph):
+    runs = {name: fit(photograph, reference=photograph) for name in ("a", "<i>b</i>")}
+    with cell() as shown:
+        dip.browse(runs)
+        dip.browse(runs)
+    page = shown.outputs[0].data["text/html"]
+    assert shown.outputs[0].data["text/plain"] == "<slider over the kept images of a, <i>b</i>>"
+    assert page.count("<img ") == 2 * (1 + 2) == page.count('alt="')
+    assert 'data-lm-suppress-shortcuts="true"' in page and "aria-label" in page
+    assert "loss" in page and "dB" in page and "<i>" not in page
+    assert shown.outputs[1].data["text/html"] == page
+
+
+def test_slider_shows_a_part_of_a_large_image_pixel_for_pixel(photograph):
+    run = fit(photograph)
+    with cell() as shown:
+        dip.browse(run, largest=20, centre=(0, 1))
+    page = shown.outputs[0].data["text/html"]
+    data = re.findall(r'base64,([^"]+)"', page)
+    assert "target, a part of it" in page and len(data) == 3
+    part = np.asarray(Image.open(io.BytesIO(base64.b64decode(data[0]))), dtype=float)
+    corner = photograph[:, :20, -20:].movedim(0, 2).numpy() * 255
+    assert part.shape == (20, 20, 3) and np.abs(part - corner).mean() < 6
+
+
+def test_slider_of_twenty_steps_and_four_runs_is_below_three_megabytes():
+    """With as much grain in the outputs as a run has that has begun to fit the noise."""
+    photograph = dip.resize(dip.sample("astronaut"), 256, 256)
+    grain = dip.add_gaussian_noise(photograph, 10 / 255, seed=0)
+    blotches = dip.resize(dip.uniform_noise(3, 64, 64, seed=0), 256, 256)
+    noise = dip.uniform_noise(3, 256, 256, seed=0)
+    outputs = {"natural": photograph, "natural + noise": grain, "shuffled": blotches, "noise": blotches}
+    runs = {
+        name: SimpleNamespace(
+            kept=dict.fromkeys(range(20), output), target=noise, reference=None, output=output, loss=np.ones(20)
+        )
+        for name, output in outputs.items()
+    }
+    with cell() as shown:
+        dip.browse(runs)
+    assert len(shown.outputs[0].data["text/html"]) < 3_000_000
+
+
+# --- tables and verdicts
+
+ROWS = [
+    {"": "photograph", "share": 0.98765, "PSNR (dB)": 23.456, "steps": 1800, "stop": "≈871"},
+    {"": "noise | mine", "share": -0.0001, "PSNR (dB)": np.float32(7.125), "steps": 20, "stop": None},
+]
+
+
+def test_table_in_a_notebook():
+    with cell() as shown:
+        dip.show_table(ROWS)
+    assert shown.outputs[0].data["text/markdown"].splitlines() == [
+        "|  | share | PSNR (dB) | steps | stop |",
+        "| --- | ---: | ---: | ---: | --- |",
+        "| photograph | 0.988 | 23.46 | 1800 | ≈871 |",
+        r"| noise \| mine | 0.000 | 7.12 | 20 | – |",
+    ]
+
+
+def test_table_in_a_script(capsys):
+    dip.show_table(ROWS)
+    assert capsys.readouterr().out.splitlines() == [
+        "              share  PSNR (dB)  steps  stop",
+        "------------  -----  ---------  -----  ----",
+        "photograph    0.988      23.46   1800  ≈871",
+        "noise | mine  0.000       7.12     20  –",
+    ]
+
+
+def test_verdict(capsys, photograph):
+    dip.verdict("It holds.", True)
+    with pytest.raises(AssertionError, match="does not show it: It fails"):
+        dip.verdict("It fails.", False)
+    dip.verdict("It was stopped.", False, [SimpleNamespace(interrupted=True), SimpleNamespace(interrupted=False)])
+    assert capsys.readouterr().out == "Verdict: It holds.\nNo verdict: 1 of the runs were stopped by hand.\n"
+
+
+# --- in a script
+
+
+def test_a_script_gets_files_and_lines(photograph, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = fit(photograph, steps=3, watch=dip.LivePlot("mine"))
+    progress = capsys.readouterr().err
+    assert "mine: 100%" in progress and "3/3" in progress and progress.endswith("\n")
+    show_everything(photograph)
+    dip.browse(run)
+    lines = capsys.readouterr().out.splitlines()
+    files = [Path(line.removeprefix("Written: ")) for line in lines]
+    assert len(files) == 8 and {path.parent.name for path in files} == {"figures"}
+    assert sorted(path.name for path in Path("figures").iterdir()) == [path.name for path in files]
+    assert all(Image.open(path).format == "PNG" for path in files[:-1])
+    assert files[-1].read_text("utf-8").count("data:image/jpeg;base64,") == 3
+    assert max(map(len, lines)) < 80
+
+
+def test_a_script_on_a_terminal_that_has_few_characters(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    dip.show_table([{"σ": None}])
+    dip.verdict("4 × 4", True)
+    terminal.flush()
+    assert terminal.buffer.getvalue().decode("ascii").splitlines() == ["?", "-", "?", "Verdict: 4 ? 4"]
