@@ -157,15 +157,28 @@ def pack(output):
 
 
 def finish_page(page, notebook):
-    """Put our alternative texts into the page, and take out what it would load from elsewhere.
+    """Mend what nbconvert's template leaves undone.
 
-    nbconvert's template leaves the former out, and asks for a renderer of
-    formulas and for widgets, of which our notebooks have none.
+    It leaves out our alternative texts, unfolds folded cells, leaves the pictures
+    of the text where they are, and loads a renderer of formulas and of widgets
+    from elsewhere, of which our notebooks have none.
     """
     soup = BeautifulSoup(page, "html.parser")
+    for shown, cell in zip(soup.select("main > .jp-Cell"), notebook.cells, strict=True):
+        if cell.metadata.get("jupyter", {}).get("source_hidden"):
+            fold = shown.select_one(".jp-Cell-inputWrapper").wrap(soup.new_tag("details"))
+            title = soup.new_tag("summary", style="font: 14px sans-serif; margin-left: 5em")
+            title.string = cell.source.splitlines()[0].removeprefix("#@title").lstrip(" #")
+            fold.insert(0, title)
     for script in soup.find_all("script"):
         if "://" in str(script) or "MathJax" in str(script):
             script.decompose()
+    for picture in soup.select(".jp-MarkdownOutput img"):
+        if "://" in picture["src"]:
+            picture.replace_with(picture["alt"])
+        else:
+            file = base64.b64encode((HERE / picture["src"]).read_bytes()).decode()
+            picture["src"] = f"data:image/{Path(picture['src']).suffix[1:]};base64,{file}"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     kinds = ("image/png", "image/jpeg")
     described = [output.metadata[kind] for output in outputs for kind in kinds if kind in output.get("data", {})]

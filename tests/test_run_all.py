@@ -87,6 +87,9 @@ def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
     _, page = run_all.write(notebook, tmp_path / path.name)
     soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
     assert not [tag for tag in soup.find_all(["script", "link", "iframe"]) if "://" in str(tag)]
+    assert all(picture["src"].startswith("data:") for picture in soup.find_all("img"))
+    folded = [cell for cell in notebook.cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert len(soup.select("details > summary ~ .jp-Cell-inputWrapper")) == len(folded) > 0
     assert "@import" not in page.read_text("utf-8")
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert not [text for text in prose if re.search(r"\$[^$]+\$|\\\(|\\\[", text)]
