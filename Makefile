@@ -1,6 +1,7 @@
 # make run   executes the three notebooks, results under results/
 # make lab   opens JupyterLab on notebooks/
 # make test  runs all that CI runs
+# make cuda  on a machine with a card: tests, steps, notebooks there, in ten minutes
 # DIP_BUDGET=full|quick|smoke chooses how much work; without it, what fits the machine.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run lab test lint fast slow notebooks colab benchmark stopping publish address clean
+.PHONY: run lab test lint fast slow notebooks colab benchmark stopping report gain cuda publish address clean
 
 run: $(READY)
 	$(BIN)/python notebooks/run_all.py
@@ -42,16 +43,32 @@ colab: $(READY) .venv-colab/ready
 	.venv-colab/bin/python -m pip install --quiet -r $<
 	@touch $@
 
+# Those below that take long go on where they were stopped.
+
+# A step of fit beside the textbook loop; some minutes.
 benchmark: $(READY)
-	$(BIN)/python benchmarks/benchmark.py $(ARGS)
+	$(BIN)/python -m benchmarks.benchmark $(ARGS)
 
 # When to stop: every photograph, three noise levels; about half an hour.
 stopping: $(READY)
-	$(BIN)/python benchmarks/stopping.py $(ARGS)
+	$(BIN)/python -m benchmarks.stopping
+
+# The report's numbers on its own pictures: make report F16=…/F16_GT.png ZEBRA=…/zebra_GT.png; two hours and a half.
+report: $(READY)
+	$(BIN)/python -m benchmarks.report_images $(if $(F16),--f16 "$(F16)") $(if $(ZEBRA),--zebra "$(ZEBRA)")
+
+# What 2018's batch norms gain over today's; two hours and a half, ARGS="--side 128" half an hour.
+gain: $(READY)
+	$(BIN)/python -m benchmarks.gain $(ARGS)
+
+# With the packages at hand where there is no virtual environment: nothing is fetched.
+cuda:
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/cuda.py $(ARGS)
 
 # Executes the notebooks in place, at the full budget, and checks them.
 publish: $(READY)
 	$(BIN)/python notebooks/run_all.py --publish
+	$(BIN)/python notebooks/run_all.py --pictures
 	$(BIN)/python -m pytest tests/test_notebook_files.py -q
 
 address: $(READY)

@@ -1,4 +1,4 @@
-"""Step time and memory of `fit` beside the textbook loop; `make benchmark`.
+"""Step time and memory of `fit` beside the textbook loop, on the CPU; `make benchmark`. For a card: `make cuda`.
 
 Both run in processes of their own, in alternation, so that the ratio stands
 when the machine's speed drifts; the median over the rounds is printed. GFLOP/s
@@ -8,70 +8,25 @@ What the rest of the time is spent on stands in `benchmarks/README.md`.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from textbook import build, peak_memory
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-HERE = Path(__file__).resolve().parent
-NETWORKS = {
-    "net 1": dict(input_channels=3, channels=[8, 16, 32, 64, 128], skip_channels=[0, 0, 0, 4, 4]),
-    "net 2": dict(input_channels=32, channels=[128] * 5, skip_channels=[4] * 5),
-}
+import dip_utils as dip
+from dip_utils.engine.machine import WORTH, bfloat16_gain
+
+from .common import NETWORKS, SIGMA, about, in_own_process, show, square, write_json
+from .textbook import build
+
 #: Network, height, width, steps of the textbook loop; `fit` takes three times as many.
 CASES = [("net 1", 384, 544, 20), ("net 2", 256, 256, 8), ("net 2", 512, 512, 4)]
 QUICK_CASES = [("net 1", 192, 256, 20), ("net 2", 128, 128, 8)]
-
-
-def fit_case(case):
-    """In a process of its own: `fit` on one case; prints one line of JSON."""
-    import dip_utils as dip
-
-    if case["image"]:
-        reference, target = (torch.from_numpy(np.load(path)) for path in case["image"])
-    else:
-        reference = target = dip.uniform_noise(3, *case["size"], seed=0)
-    shape = {name: case[name] for name in ("input_channels", "channels", "skip_channels")}
-    network = dip.SkipNetwork(**shape, seed=case["seed"])
-    z = dip.random_input(case["input_channels"], *target.shape[1:], seed=case["seed"])
-    options = dict(reference=reference, device=case["device"], precision=case["precision"], seed=case["seed"])
-    # What comes once, the libraries' set-up and CUDA's capture, is in the first two: their times cancel out.
-    runs = [dip.fit(network, z, target, steps=case["warm"], **options) for _ in range(2 if case["warm"] else 0)]
-    after = dip.fit(network, z, target, steps=case["warm"] + case["steps"], **options)
-    seconds = after.seconds - (runs[-1].seconds if runs else 0)
-    peak = peak_memory()
-    if case["device"] == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    found = {
-        "step": seconds / case["steps"],
-        "peak": peak,
-        "psnr": after.psnr[-1],
-        "average_psnr": after.average_psnr[-1],
-    }
-    found["precision"] = after.precision
-    reached = np.flatnonzero(after.average_psnr >= case.get("level", np.inf))
-    found["steps_to_level"] = int(reached[0]) if len(reached) else None
-    print(json.dumps(found))
-
-
-def in_own_process(script, case):
-    command = [sys.executable, str(HERE / script), json.dumps(case)]
-    if script == Path(__file__).name:
-        command.insert(2, "--fit")
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{script} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def flops_of_a_step(network, height, width):
@@ -83,31 +38,41 @@ def flops_of_a_step(network, height, width):
     return counter.get_total_flops()
 
 
-def ceiling(device, dtype):
+def ceiling(dtype):
     """FLOP/s of a 3×3 convolution of 128 channels at 512², forward and backward."""
-    weight = torch.randn(128, 128, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    x = torch.randn(1, 128, 512, 512, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(128, 128, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(1, 128, 512, 512).to(dtype).contiguous(memory_format=torch.channels_last)
     x.requires_grad_(), weight.requires_grad_()
     pull = torch.ones_like(x)
     times = []
     for _ in range(6):
-        if device == "cuda":
-            torch.cuda.synchronize()
         begun = time.perf_counter()
         torch.autograd.grad(F.conv2d(x, weight, padding=1), (x, weight), pull)
-        if device == "cuda":
-            torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return 3 * 2 * 128 * 128 * 9 * 512 * 512 / min(times[1:])
 
 
-def measure(name, height, width, steps, device, precision, rounds):
+def rates():
+    """What a convolution reaches in either dtype, and which of them "auto" takes here."""
+    found = {f"convolution in {name} (GFLOP/s)": round(ceiling(getattr(torch, name)) / 1e9) for name in RATES}
+    gain = round(bfloat16_gain(), 2)
+    chosen = str(dip.choose_precision())[6:]
+    print(", ".join(f"{name}: {value}" for name, value in found.items()))
+    print(f'bfloat16 is {gain} times as fast in the trial of "auto", which asks for {WORTH}: it takes {chosen}')
+    return found | {"gain of bfloat16 in the trial": gain, "auto": chosen}
+
+
+RATES = ("float32", "bfloat16")
+
+
+def measure(name, height, width, steps, precision, rounds):
     """One row of the table."""
-    case = NETWORKS[name] | dict(size=[height, width], device=device, precision=precision, seed=0, image=None, warm=3)
+    case = NETWORKS[name] | dict(size=[height, width], device="cpu", precision=precision, seed=0, image=None)
     pairs = []
-    for _ in range(rounds):
-        plain = in_own_process("textbook.py", case | {"steps": steps})
-        ours = in_own_process("benchmark.py", case | {"steps": 3 * steps, "warm": 5})
+    for number in range(rounds):
+        print(f"{name} at {height} × {width}: round {number + 1} of {rounds}", flush=True)
+        plain = in_own_process("textbook", case | {"steps": steps, "warm": 3})
+        ours = in_own_process("one_fit", case | {"steps": 3 * steps, "warm": 5})
         pairs.append((plain, ours))
     step = [statistics.median(pair[i]["step"] for pair in pairs) for i in (0, 1)]
     flops = flops_of_a_step(NETWORKS[name], height, width)
@@ -115,7 +80,6 @@ def measure(name, height, width, steps, device, precision, rounds):
     return {
         "network": name,
         "size": f"{height} × {width}",
-        "device": device,
         "precision": used,
         "textbook (s)": round(step[0], 4),
         "fit (s)": round(step[1], 4),
@@ -123,39 +87,38 @@ def measure(name, height, width, steps, device, precision, rounds):
         "peak textbook (GB)": round(max(a["peak"] for a, _ in pairs) / 1e9, 2),
         "peak fit (GB)": round(max(b["peak"] for _, b in pairs) / 1e9, 2),
         "GFLOP/s": round(flops / step[1] / 1e9),
-        "of the ceiling": f"{flops / step[1] / ceiling(device, getattr(torch, used)):.0%}",
+        "of the ceiling": f"{flops / step[1] / ceiling(getattr(torch, used)):.0%}",
     }
 
 
-def time_to_quality(device, steps):
-    """Seconds until the average reaches what the textbook loop's last output has after its steps."""
-    import dip_utils as dip
-
-    clean = dip.resize(dip.sample("astronaut"), 256, 256)
-    noisy = dip.add_gaussian_noise(clean, 25 / 255, seed=0)
+def time_to_quality(steps):
+    """Seconds until the average reaches what the last output of the textbook loops has after their steps."""
+    clean = square("astronaut", 256)
+    noisy = dip.add_gaussian_noise(clean, SIGMA, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("clean.npy", "noisy.npy")]
         for path, image in zip(paths, (clean, noisy), strict=True):
             np.save(path, image.numpy())
-        case = NETWORKS["net 2"] | dict(device=device, precision="auto", seed=0, image=paths, warm=0, steps=steps)
-        plain = in_own_process("textbook.py", case)
-        ours = in_own_process("benchmark.py", case | {"level": plain["psnr"]})
-    found = {"textbook's last output (dB)": round(plain["psnr"], 2), "textbook (s)": round(plain["step"] * steps)}
-    found |= {
-        "fit's average at the end (dB)": round(ours["average_psnr"], 2),
-        "steps to its level": ours["steps_to_level"],
-    }
-    if ours["steps_to_level"]:
-        seconds = ours["step"] * ours["steps_to_level"]
-        found |= {"fit (s)": round(seconds), "ratio": round(plain["step"] * steps / seconds, 2)}
-    return found
-
-
-def show(rows):
-    widths = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in rows[0]}
-    print("  ".join(key.ljust(width) for key, width in widths.items()))
-    for row in rows:
-        print("  ".join(str(row[key]).ljust(width) for key, width in widths.items()))
+        case = NETWORKS["net 2"] | dict(device="cpu", precision="auto", seed=0, image=paths, warm=0, steps=steps)
+        loops = {"textbook": case, "textbook as in 2018": case | {"as in 2018": True}}
+        plain = {}
+        for name, loop in loops.items():
+            print(f"{name}: {steps} steps", flush=True)
+            plain[name] = in_own_process("textbook", loop)
+        print(f"fit: {steps} steps", flush=True)
+        ours = in_own_process("one_fit", case | {"levels": [found["psnr"] for found in plain.values()]})
+    rows = []
+    for (name, found), reached in zip(plain.items(), ours["steps_to_levels"], strict=True):
+        row = {
+            "loop": name,
+            "its last output (dB)": round(found["psnr"], 2),
+            "its time (s)": round(found["step"] * steps),
+        }
+        seconds = None if reached is None else ours["step"] * reached
+        row |= {"fit's steps": reached, "fit (s)": seconds and round(seconds)}
+        rows.append(row | {"ratio": seconds and round(found["step"] * steps / seconds, 2)})
+    print(f"fit's average at the end: {ours['average_psnr']:.2f} dB")
+    return {"steps": steps, "fit's average at the end (dB)": round(ours["average_psnr"], 2), "loops": rows}
 
 
 def main():
@@ -164,29 +127,19 @@ def main():
     parser.add_argument(
         "--quality", type=int, metavar="STEPS", help="add the time to quality after so many steps (1800)"
     )
-    parser.add_argument("--precision", default="auto", help="of fit's activations on the CPU, for example float32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("--fit", metavar="CASE", help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="auto", help="of fit's activations, for example float32")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
     arguments = parser.parse_args()
-    if arguments.fit:
-        return fit_case(json.loads(arguments.fit))
-    settings = [("cpu", arguments.precision)]
-    if torch.cuda.is_available():
-        settings.append(("cuda", "auto"))
-    cpu = f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities()['cpu_name']}"
-    print(f"CPU: {cpu}; {platform.platform()}; torch {torch.__version__}")
-    rows = [
-        measure(*case, device, precision, 1 if arguments.quick else 3)
-        for device, precision in settings
-        for case in (QUICK_CASES if arguments.quick else CASES)
-    ]
-    show(rows)
-    found = {"cpu": cpu, "torch": torch.__version__, "steps": rows}
+    found = about() | rates()
+    print(f"CPU: {found['cpu']}; {found['system']}; torch {found['torch']}")
+    rounds, cases = (1, QUICK_CASES) if arguments.quick else (3, CASES)
+    found["steps"] = [measure(*case, arguments.precision, rounds) for case in cases]
+    show(found["steps"])
     if arguments.quality:
-        found["time to quality"] = time_to_quality(settings[-1][0], arguments.quality)
-        show([found["time to quality"]])
+        found["time to quality"] = time_to_quality(arguments.quality)
+        show(found["time to quality"]["loops"])
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(arguments.json, found)
 
 
 if __name__ == "__main__":

@@ -1,87 +1,98 @@
-"""When to stop, on every bundled photograph and three noise levels; `make stopping`.
+"""When to stop, on every bundled photograph at three noise levels and on a grey one stored as RGB; `make stopping`.
 
 For each a run without a stop: network 2, 96 × 96 pixels, 1600 steps; as many at a
-time as there are cores, each on one. `HoldOut` is
-computed on the way, the two variances from the run's trace. Printed are the
-step at which the average is best (the oracle, which sees the clean image), the
-step that each criterion chooses, and how much worse the average, and the last
-output, are there than at their best. The last output jumps from step to step: its
-PSNR is the median over the last 25 steps.
+time as there are cores, each on one. The held-out error is computed on the way,
+the two variances from the run's trace. Printed are the step at which the average
+is best (the oracle, which sees the clean image), the step that each criterion
+chooses, and how much worse the average, and the last output, are there than at
+their best. The last output jumps from step to step: its PSNR is the median over
+the last 25 steps.
 """
 
-import argparse
 import itertools
-import json
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
 import torch
 
 import dip_utils as dip
-from dip_utils.images import SAMPLES
-from dip_utils.network import RESTORATION
 
-CRITERIA = {
-    "hold-out": dip.HoldOut(),
-    "ES-WMV": dip.WindowedVariance(),
-    "ES-EMV": dip.ExponentialVariance(),
-}
+from .common import HERE, PHOTOGRAPHS, Progress, Table, restoration, show, square
 
-
-def square(name, side):
-    """The middle of a photograph, as a small square."""
-    image = dip.sample(name)
-    whole = min(image.shape[1:])
-    return dip.resize(dip.crop(image, whole, whole), side, side)
+SIDE, STEPS = 96, 1600
+GREY = "astronaut in grey, as RGB"
+#: Photograph and noise level, 255 σ.
+CASES = [(name, sigma) for sigma, name in itertools.product((15, 25, 50), PHOTOGRAPHS)] + [(GREY, 25)]
 
 
-def measure(name, sigma, side, steps):
+def images(name, sigma):
+    """The clean image and the noisy one; of a grey picture stored as RGB all three channels have the same noise."""
+    if name == GREY:
+        grey = square("astronaut", SIDE).mean(0, keepdim=True)
+        return grey.repeat(3, 1, 1), dip.add_gaussian_noise(grey, sigma / 255, seed=0).repeat(3, 1, 1)
+    clean = square(name, SIDE)
+    return clean, dip.add_gaussian_noise(clean, sigma / 255, seed=0)
+
+
+def measure(name, sigma):
     """One row: what each criterion chooses on one run, beside the best."""
     torch.set_num_threads(1)
-    clean = square(name, side)
-    noisy = dip.add_gaussian_noise(clean, sigma / 255, seed=0)
-    network, z = dip.SkipNetwork(**RESTORATION, seed=0), dip.random_input(32, side, side, seed=0)
-    run = dip.fit(network, z, noisy, steps=steps, reference=clean, seed=0, stop=dip.HoldOut(patience=None), trace=2048)
+    clean, noisy = images(name, sigma)
+    network, z = restoration((SIDE, SIDE), seed=0)
+    run = dip.fit(
+        network, z, noisy, steps=STEPS, reference=clean, stop=dip.HoldOut(patience=None), trace=2048,
+        watch=Progress(f"{name}, 255 σ = {sigma}"),
+    )  # fmt: skip
+    default = dip.HoldOut()
+    choices = {
+        "hold-out": dip.choose_step(run.held_out, default.patience, default.first),
+        "ES-WMV": dip.choose_step(dip.windowed_variance(run.trace)),
+        "ES-EMV": dip.choose_step(dip.exponential_variance(run.trace)),
+    }
     average, last = run.average_psnr, scipy.ndimage.median_filter(run.psnr, 25, origin=12)
     best = int(np.argmax(average))
-    row = {"photograph": name, "255 σ": sigma, "noisy (dB)": dip.psnr(clean, noisy)}
-    row |= {"best average (dB)": average[best], "its step": best, "average at the end": average[-1]}
-    for criterion, stop in CRITERIA.items():
-        chosen = stop.choose(run.criterion if criterion == "hold-out" else stop.curve(run.trace))
+    row = {"photograph": name, "255 σ": sigma, "noisy": dip.psnr(clean, noisy), "best average": average[best]}
+    row |= {"its step": best, "average at the end": average[-1]}
+    for criterion, chosen in choices.items():
         row |= {f"{criterion}: step": chosen, f"{criterion}: gap": average[best] - average[chosen]}
         row |= {f"{criterion}: gap of the last output": last[25:].max() - last[chosen]}
-    return row
+    return {key: round(float(value), 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def show(row):
-    print("  ".join(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()), flush=True)
+CRITERIA = ("hold-out", "ES-WMV", "ES-EMV")
+
+
+def table(rows):
+    """The rows as they are printed, with mean and worst over the photographs in colour."""
+    printed = []
+    for row in sorted(rows, key=lambda row: CASES.index((row["photograph"], row["255 σ"]))):
+        line = {"photograph": row["photograph"], "255 σ": row["255 σ"], "noisy": f"{row['noisy']:.2f}"}
+        line["best average, at step"] = f"{row['best average']:.2f}, {row['its step']}"
+        for name in CRITERIA:
+            gaps = row[f"{name}: gap"], row[f"{name}: gap of the last output"]
+            line[f"{name}: step, gaps"] = f"{row[f'{name}: step']}, {gaps[0]:.2f} / {gaps[1]:.2f}"
+        printed.append(line)
+    colour = [row for row in rows if row["photograph"] != GREY]
+    for summary in (np.mean, np.max) if colour else ():
+        line = dict.fromkeys(printed[0], "") | {"photograph": "mean in colour" if summary is np.mean else "worst"}
+        for name in CRITERIA:
+            gaps = [summary([row[f"{name}: gap{kind}"] for row in colour]) for kind in ("", " of the last output")]
+            line[f"{name}: step, gaps"] = " / ".join(f"{gap:.2f}" for gap in gaps)
+        printed.append(line)
+    return printed
 
 
 def main():
-    """Print the rows as they come, then the means; write them as JSON where told."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=96)
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    rows = []
-    cases = list(itertools.product((25, 50, 15), SAMPLES))
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        waiting = [pool.submit(measure, name, sigma, arguments.side, arguments.steps) for sigma, name in cases]
-        for found in waiting:
-            rows.append(found.result())
-            if len(rows) == 1:
-                print(" | ".join(rows[0]))
-            show(rows[-1])
-            if arguments.json:
-                arguments.json.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for criterion in CRITERIA:
-        for what in ("gap", "gap of the last output"):
-            gaps = [row[f"{criterion}: {what}"] for row in rows]
-            print(f"{criterion}: {what}: mean {np.mean(gaps):.2f}, worst {max(gaps):.2f} dB")
+    found = Table(HERE / "stopping.json")
+    missing = [case for case in CASES if not found.find(**dict(zip(("photograph", "255 σ"), case, strict=True)))]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for row in pool.map(measure, *zip(*missing, strict=True)) if missing else ():
+            found.add(row)
+            print(f"{row['photograph']}, 255 σ = {row['255 σ']}: done, {len(found.rows)} of {len(CASES)}", flush=True)
+    show(table(found.rows))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class SkipNetwork(nn.Module):
         with torch.device("meta"):
             self.scales = Scale(input_channels, channels, skip_channels)
             self.head = convolution(channels[0], output_channels, 1)
-        self.to_empty(device="cpu")
+        self.float().to_empty(device="cpu")
         self._draw_weights(generator)
 
     @torch.no_grad()
@@ -162,8 +162,11 @@ class SkipNetwork(nn.Module):
         Raises
         ------
         ValueError
-            If z has another number of channels, or is too small for the scales.
+            If z is no image, has another number of channels, or is too small for the
+            scales.
         """
+        if z.ndim != 4:
+            raise ValueError(f"z: got shape {tuple(z.shape)}; wants (1, {self.input_channels}, height, width)")
         _, inputs, height, width = z.shape
         if inputs != self.input_channels:
             raise ValueError(f"z: got {inputs} channels; wants {self.input_channels}, the network's input_channels")
@@ -196,4 +199,4 @@ def random_input(channels, *size, scale=0.1, seed):
     for name, value in (("channels", channels), *(("size", side) for side in size)):
         check_integer(name, value, 1)
     check_number("scale", scale, above=0)
-    return torch.rand(channels, *size, generator=seeded(seed, "input")) * scale
+    return torch.rand(channels, *size, generator=seeded(seed, "input"), dtype=torch.float32) * scale

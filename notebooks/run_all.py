@@ -28,6 +28,12 @@ LARGE = 250_000
 #: Seconds after which a cell without a live plot is said to be still at work.
 PULSE = 20
 WIDGET = "application/vnd.jupyter.widget-view+json"
+#: How the description of the picture begins that stands on a notebook's first screen.
+FIRST_SCREENS = {
+    "1_parametrization": "Film strip",
+    "2_denoising": "Images side by side, each with an enlarged part",
+    "3_super_resolution": "Images side by side, each with an enlarged part",
+}
 
 
 class Client(NotebookClient):
@@ -198,6 +204,18 @@ def write(notebook, path):
     return [path, html]
 
 
+def write_first_screens():
+    """Take the picture of each first screen, which README shows too, from the notebook's own outputs."""
+    for name, description in FIRST_SCREENS.items():
+        cells = nbformat.read(HERE / f"{name}.ipynb", as_version=4).cells
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            kind = next((kind for kind in ("image/png", "image/jpeg") if kind in output.get("data", {})), None)
+            if kind and output.metadata[kind]["alt"].startswith(description):
+                picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")
+                (HERE.parent / "images" / f"{name}.jpg").write_bytes(encoded(picture, "jpeg", quality=90))
+                break
+
+
 def set_address(address):
     """Write the repository's public address everywhere it stands."""
     root = HERE.parent
@@ -214,12 +232,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--publish", action="store_true", help="execute in place; refused unless the budget is full")
     parser.add_argument("--address", metavar="URL", help="write the repository's public address everywhere, and end")
+    parser.add_argument(
+        "--pictures", action="store_true", help="take the first screens' pictures from the outputs, and end"
+    )
     parser.add_argument("names", nargs="*", help="parts of the names of notebooks; all of them without it")
     arguments = parser.parse_args()
     if arguments.address is not None:
         if not re.fullmatch(r"https://github\.com/[\w-]+/[\w-][\w.-]*?/?(?<!\.git)", arguments.address):
             parser.error(f"--address: got {arguments.address!r}; wants https://github.com/OWNER/REPOSITORY")
         return set_address(arguments.address)
+    if arguments.pictures:
+        return write_first_screens()
     budget = choose_budget()
     if arguments.publish and budget != "full":
         parser.error(f"--publish: the budget is {budget!r}; wants DIP_BUDGET=full")

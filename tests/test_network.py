@@ -1,16 +1,22 @@
+"""The network against one read off the paper; its faster forms against the plain ones; its weights; its input."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.kernels import NarrowBatchNorm, join_and_convolve
-from dip_utils.network import PARAMETRIZATION, RESTORATION
+from dip_utils.engine.kernels import accelerated
+from dip_utils.engine.machine import tuned
+from dip_utils.network import Join
 
 from .conftest import build
 
 
-@pytest.mark.parametrize(("configuration", "count"), [(PARAMETRIZATION, 572_827), (RESTORATION, 2_217_831)])
+@pytest.mark.parametrize(("configuration", "count"), [(dip.PARAMETRIZATION, 572_827), (dip.RESTORATION, 2_217_831)])
 def test_published_configurations_have_the_published_number_of_parameters(configuration, count):
     network = dip.SkipNetwork(**configuration, seed=0)
     assert network.parameter_count == count == sum(p.numel() for p in network.parameters())
@@ -29,12 +35,15 @@ def obvious(network, z):
     """The same network from stock PyTorch modules, read off the paper, for two scales."""
     weights = dict(network.named_parameters())
 
+    def convolve(x, name, stride=1):
+        x = nn.ReflectionPad2d(weights[f"{name}.weight"].shape[-1] // 2)(x)
+        return F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride=stride)
+
+    def normalise(x, name):
+        return F.batch_norm(x, None, None, weights[f"{name}.weight"], weights[f"{name}.bias"], training=True)
+
     def block(x, name, stride=1):
-        weight, bias = weights[f"{name}.0.weight"], weights[f"{name}.0.bias"]
-        x = nn.ReflectionPad2d(weight.shape[-1] // 2)(x)
-        x = F.conv2d(x, weight, bias, stride=stride)
-        x = F.batch_norm(x, None, None, weights[f"{name}.1.weight"], weights[f"{name}.1.bias"], training=True)
-        return nn.LeakyReLU(0.2)(x)
+        return nn.LeakyReLU(0.2)(normalise(convolve(x, f"{name}.0", stride), f"{name}.1"))
 
     def scale(x, name, inner):
         y = block(block(x, f"{name}.down.0", 2), f"{name}.down.1")
@@ -42,26 +51,40 @@ def obvious(network, z):
         y = nn.Upsample(scale_factor=2, mode="bilinear")(y)[..., : x.shape[2], : x.shape[3]]
         if f"{name}.skip.0.weight" in weights:
             y = torch.cat([block(x, f"{name}.skip"), y], dim=1)
-        y = F.batch_norm(y, None, None, weights[f"{name}.join.weight"], weights[f"{name}.join.bias"], training=True)
-        return block(block(y, f"{name}.up.0"), f"{name}.up.1")
+        y = convolve(normalise(y, f"{name}.join.norm"), f"{name}.join.convolution")
+        return block(nn.LeakyReLU(0.2)(normalise(y, f"{name}.up.0")), f"{name}.up.2")
 
     x = scale(z, "scales", lambda y: scale(y, "scales.deeper", lambda deepest: deepest))
     return torch.sigmoid(F.conv2d(x, weights["head.weight"], weights["head.bias"]))
 
 
+FORMS = {"faster": dict(large=0), "faster, slices": dict(large=0, slices=True), "plain": dict(large=2**40)}
+
+
 @pytest.mark.parametrize("size", [(32, 48), (33, 47), (34, 46), (8, 8)])
-@pytest.mark.parametrize("large", [0, 2**18], ids=["faster forms", "plain forms"])
-def test_network_is_the_obvious_one_in_value_and_gradient(size, large, monkeypatch):
-    monkeypatch.setattr("dip_utils.network.LARGE", large)
+@pytest.mark.parametrize("form", FORMS)
+def test_network_is_the_obvious_one_in_value_and_gradient(size, form):
     network = build().double()
     z = torch.rand(1, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for value in (network(z), network(z.contiguous(memory_format=torch.channels_last))):
+    for x in (z, z.contiguous(memory_format=torch.channels_last)):
+        with tuned(**FORMS[form]), accelerated(network):
+            value = network(x)
+            gradients = torch.autograd.grad(value.square().sum(), list(network.parameters()))
         expected = obvious(network, z)
         assert torch.allclose(value, expected, rtol=0, atol=1e-12)
-        gradients = torch.autograd.grad(value.square().sum(), list(network.parameters()))
         wanted = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
         for gradient, want in zip(gradients, wanted, strict=True):
             assert torch.allclose(gradient, want, rtol=0, atol=1e-9 * (1 + want.abs().max().item()))
+
+
+def test_outside_of_a_fit_the_network_is_plain():
+    """So that a student's hooks, copies and files of it see nothing else."""
+    network, z = build(), torch.rand(1, 2, 32, 48, generator=torch.Generator().manual_seed(0))
+    before, forms = network(z), [vars(layer).get("forward") for layer in network.modules()]
+    with pytest.raises(KeyError), tuned(large=0), accelerated(network):
+        raise KeyError
+    assert torch.equal(network(z), before)
+    assert [vars(layer).get("forward") for layer in network.modules()] == forms == [None] * len(forms)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,15 +93,58 @@ def test_a_constant_channel_is_no_division_by_nothing(dtype):
     y = torch.linspace(1, 2, 128).view(1, 128, 1, 1).expand(1, 128, 8, 8).to(dtype)
     y = y.contiguous(memory_format=torch.channels_last).requires_grad_()
     with torch.random.fork_rng():
-        joined = join_and_convolve(None, y, nn.BatchNorm2d(128), nn.Conv2d(128, 4, 3))
+        join = Join(0, 128, 4)
+    join.convolution.to(dtype)
+    with tuned(large=0), accelerated(join):
+        joined = join(None, y, 16, 16)
     joined.sum().backward()
     assert torch.isfinite(joined).all() and torch.isfinite(y.grad).all()
+
+
+@pytest.mark.parametrize("channels", [4, 8, 30])
+def test_narrow_batch_norm_is_batch_norm(channels):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, channels, 9, 16, dtype=torch.float64, generator=generator) * 3 + 1
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm = nn.BatchNorm2d(channels, track_running_stats=False, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.normal_(generator=generator)
+    with tuned(large=0), accelerated(norm):
+        value = norm(x)
+    expected = F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=1e-5)
+    assert torch.allclose(value, expected, rtol=0, atol=1e-12)
+    pull = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    gradients, wanted = (
+        torch.autograd.grad((result * pull).sum(), (x, norm.weight, norm.bias)) for result in (value, expected)
+    )
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert torch.allclose(gradient, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_norms_of_other_kinds_are_left_alone(form):
+    x = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    layers = [nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4, affine=False, track_running_stats=False)]
+    for layer in layers:
+        with tuned(**FORMS[form]), accelerated(layer):
+            value = layer(x)
+        if layer.running_mean is not None and layer.training:
+            assert torch.allclose(layer.running_mean, 0.1 * x.mean((0, 2, 3)))
+            layer.reset_running_stats()
+        assert torch.equal(value, layer(x))
 
 
 def test_short_floats_change_the_output_by_their_rounding_only():
     network = build()
     z = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert (network(z.bfloat16()) - network(z)).abs().max() < 0.1
+    exact = network(z)
+    network.to(torch.bfloat16)
+    assert network(z.bfloat16()).dtype == torch.float32
+    assert (network(z.bfloat16()) - exact).abs().max() < 0.1
+
+
+# --- the weights
 
 
 def test_same_seed_same_weights():
@@ -88,38 +154,58 @@ def test_same_seed_same_weights():
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-def test_uniform_gain_changes_the_batch_norms_weights_only():
-    shape = dict(input_channels=2, channels=(64, 64), skip_channels=(4, 4))
-    plain, uniform = (
-        dict(dip.SkipNetwork(**shape, uniform_gain=gain, seed=0).named_parameters()) for gain in (False, True)
-    )
-    differ = {name for name in plain if not torch.equal(plain[name], uniform[name])}
-    assert differ == {name for name, weight in plain.items() if weight.ndim == 1 and name.endswith("weight")}
-    gains = torch.cat([uniform[name].detach() for name in differ])
-    assert all((plain[name] == 1).all() for name in differ)
-    assert gains.min() >= 0 and gains.max() < 1
-    # Four standard errors of mean and variance of a uniform variable.
-    assert gains.mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / len(gains)) ** 0.5)
-    assert gains.var().item() == pytest.approx(1 / 12, abs=4 * (1 / 180 / len(gains)) ** 0.5)
+def test_weights_built_in_threads_are_those_built_alone():
+    """Nor does a thread that draws from the global generator notice that networks are built beside it."""
+    alone = [nn.utils.parameters_to_vector(build(seed=seed).parameters()) for seed in range(2)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        undisturbed = torch.rand(20_000)
+        torch.manual_seed(0)
+        start = threading.Barrier(3)
+
+        def builds(seed):
+            start.wait()
+            return [nn.utils.parameters_to_vector(build(seed=seed).parameters()) for _ in range(30)]
+
+        with ThreadPoolExecutor(2) as pool:
+            built = [pool.submit(builds, seed) for seed in range(2)]
+            start.wait()
+            drawn = torch.cat([torch.rand(20) for _ in range(1000)])
+        assert torch.equal(drawn, undisturbed)
+    for seed, future in enumerate(built):
+        assert all(torch.equal(weights, alone[seed]) for weights in future.result())
+
+
+def check_uniform(values, low, high):
+    """Four standard errors of mean and variance of a uniform variable."""
+    width = high - low
+    assert values.min() >= low and values.max() < high
+    assert values.mean().item() == pytest.approx((low + high) / 2, abs=4 * width * (1 / 12 / len(values)) ** 0.5)
+    assert values.var().item() == pytest.approx(width**2 / 12, abs=4 * width**2 * (1 / 180 / len(values)) ** 0.5)
+
+
+def test_weights_begin_as_in_2018():
+    """Batch norms between 0 and 1, as PyTorch drew them up to 1.1; convolutions as it draws them still."""
+    network = dip.SkipNetwork(2, (64, 64), (4, 4), seed=0)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    check_uniform(torch.cat([norm.weight.detach() for norm in norms]), 0, 1)
+    assert all((norm.bias == 0).all() for norm in norms)
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    for parameter in ("weight", "bias"):
+        scaled = [getattr(c, parameter).detach().flatten() * c.weight[0].numel() ** 0.5 for c in convolutions]
+        check_uniform(torch.cat(scaled), -1, 1)
+
+
+# --- the input
 
 
 def test_input_is_uniform_up_to_its_scale():
     z = dip.random_input(32, 64, 64, seed=0)
-    assert z.shape == (32, 64, 64) and z.min() >= 0 and z.max() < 0.1
+    assert z.shape == (32, 64, 64)
+    check_uniform(z.flatten() * 10, 0, 1)
     assert z.mean().item() == pytest.approx(0.05, abs=0.001)
-    assert z.var().item() == pytest.approx(0.1**2 / 12, rel=0.02)
 
 
-@pytest.mark.parametrize("channels", [4, 8, 30])
-def test_narrow_batch_norm_is_batch_norm(channels):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, channels, 9, 16, dtype=torch.float64, generator=generator) * 3 + 1
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight, bias = (torch.randn(channels, dtype=torch.float64, generator=generator).requires_grad_() for _ in "wb")
-    value = NarrowBatchNorm.apply(x, weight, bias, 1e-5)
-    expected = F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5)
-    assert torch.allclose(value, expected, rtol=0, atol=1e-12)
-    pull = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    gradients = torch.autograd.grad((value * pull).sum(), (x, weight, bias))
-    for gradient, want in zip(gradients, torch.autograd.grad((expected * pull).sum(), (x, weight, bias)), strict=True):
-        assert torch.allclose(gradient, want, rtol=0, atol=1e-10)
+def test_input_of_a_signal():
+    assert dip.random_input(3, 100, seed=0).shape == (3, 100)
+    assert dip.random_input(3, 100, scale=1.0, seed=0).max() > 0.9

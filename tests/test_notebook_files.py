@@ -121,16 +121,37 @@ def test_numbers_in_the_prose_are_reported_or_printed(notebook, code):
 
 
 def test_the_setup_cell_is_the_same_everywhere():
-    """But for what scikit-image's wavelets need, which Colab may lack; nothing else is installed."""
-    cells = []
+    """Nothing is installed but what scikit-image's wavelets and the heartbeat need, which Colab may lack."""
+    setups = []
     for path in NOTEBOOKS:
-        code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        cells += [source for source in code if "google.colab" in source]
-        assert sum(source.count("pip install") for source in code) == (path.stem == "2_denoising")
-    wavelets = [line for line in cells[1].splitlines() if line not in cells[0].splitlines()]
-    assert len(wavelets) == 3 and all("find_spec" in line or "pywavelets" in line for line in wavelets)
-    assert [line for line in cells[1].splitlines() if line not in wavelets] == cells[0].splitlines()
-    assert cells[0] == cells[2] and len(cells) == 3
+        code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        setups.append(code[0].source)
+        for cell in code[:2]:
+            assert cell.metadata.jupyter.source_hidden and cell.metadata.cellView == "form", "folded"
+        installs = [line for cell in code for line in cell.source.splitlines() if "pip install" in line]
+        assert all("pywavelets" in line for line in installs) and len(installs) <= 1
+    assert "git clone" in setups[0] and len(set(setups)) == 1
+
+
+def test_shown_first_and_short(notebook, code):
+    """A picture on the first screen, a computed one in the first quarter; thirty minutes to read."""
+    assert len(notebook.cells) <= 46
+    assert sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown") <= 2400
+    assert "](../images/" in notebook.cells[0].source
+    first = next(i for i, cell in enumerate(notebook.cells) if any(shown(o) for o in cell.get("outputs", [])))
+    assert first <= len(notebook.cells) / 4
+
+
+def test_no_figure_twice(code):
+    pictures = [output.data[kind] for output in outputs(code) for kind in shown(output)]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_there_are_lines_to_fill_in_and_answers_under_a_fold(notebook, code):
+    assert [cell for cell in code if re.search(r"^\s+(?:\w+ = )?\.\.\.$", cell.source, re.MULTILINE)]
+    assert "ot filled in yet" in printed(code)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert text.count("<details>") == text.count("</details>") >= 3
 
 
 def test_one_public_address():

@@ -3,20 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from torch.nn import functional as F
 
 import dip_utils as dip
 
+from .cell import cell
 from .conftest import build
+from .textbook import textbook
 
-CRITERIA = {
-    "windowed": lambda **options: dip.WindowedVariance(window=10, first=20, **options),
-    "exponential": lambda **options: dip.ExponentialVariance(0.2, first=20, **options),
-    "hold-out": lambda **options: dip.HoldOut(values=200, first=20, **options),
-}
+HOLD_OUT = dip.HoldOut(pixels=60, first=20, patience=None)
 
 
-def fit(z, target, steps=60, **options):
-    return dip.fit(build(), z, target, steps=steps, **({"precision": "float64", "device": "cpu"} | options))
+def fit(z, target, steps=60, *, network=None, **options):
+    options = {"precision": "float64", "device": "cpu"} | options
+    return dip.fit(network or build(), z, target, steps=steps, **options)
 
 
 @pytest.fixture
@@ -30,223 +31,235 @@ def trace():
     return torch.randn(40, 7, generator=generator, dtype=torch.float64).cumsum(0)
 
 
+def left_out(stop, image):
+    """Where the pixels are that are not fitted, (H, W)."""
+    height, width = image.shape[1:]
+    mask = torch.zeros(height * width, dtype=torch.bool)
+    mask[stop.choose(height * width)] = True
+    return mask.view(height, width)
+
+
+# --- of a finished run: the two variances, and what is chosen by a curve
+
+
 def test_windowed_variance_is_that_of_the_last_outputs(trace):
-    curve = dip.WindowedVariance(window=6).curve(trace)
-    for step in range(5):
-        assert curve[step] == np.inf
+    curve = dip.windowed_variance(trace, window=6)
+    assert np.isnan(curve[:5]).all() and len(curve) == 40
     for step in range(5, 40):
         window = trace[step - 5 : step + 1].numpy()
         assert curve[step] == pytest.approx(((window - window.mean(0)) ** 2).sum(1).mean() / 7)
+    assert np.isnan(dip.windowed_variance(trace, window=41)).all()
 
 
 def test_exponential_variance_is_that_of_the_paper(trace):
-    curve, weight = dip.ExponentialVariance(weight=0.2).curve(trace), 0.2
+    curve, weight = dip.exponential_variance(trace, weight=0.2), 0.2
     mean, variance = trace[0].numpy().copy(), 0.0
+    # While it fills, from zero on, it would always be least.
+    assert np.isnan(curve[:15]).all() and len(curve) == 40
     for step in range(1, 40):
         difference = trace[step].numpy() - mean
         variance = (1 - weight) * variance + weight * (1 - weight) * (difference @ difference) / 7
         mean = (1 - weight) * mean + weight * trace[step].numpy()
-        # While it fills, from zero on, it would always be least.
-        assert curve[step] == (np.inf if step < 15 else pytest.approx(variance))
-
-
-def test_settings_from_numpy_are_settings():
-    for make in (
-        lambda number: dip.HoldOut(seed=number(3)),
-        lambda number: dip.HoldOut(values=number(50), first=number(7)),
-        lambda number: dip.WindowedVariance(window=number(20), values=number(50)),
-    ):
-        assert make(np.int64).kind() == make(int).kind()
-    assert dip.ExponentialVariance(np.float32(0.5)).kind() == dip.ExponentialVariance(0.5).kind()
+        assert step < 15 or curve[step] == pytest.approx(variance)
 
 
 def test_least_value_is_chosen_and_patience_ends_the_search():
     curve = [1, 0.1, 9, 8, 7, 8, 8, 6, 9, 9, 9, 5]
-    assert dip.HoldOut(patience=3, first=2).choose(curve) == 7
-    assert dip.HoldOut(patience=2, first=2).choose(curve) == 4
-    assert dip.HoldOut(patience=None, first=2).choose(curve) == 11
-    assert dip.HoldOut(patience=3, first=0).choose(curve) == 1
-    assert dip.HoldOut(patience=3, first=20).choose(curve) is None
-    assert dip.HoldOut(first=0).choose([np.inf, np.nan]) is None
+    assert dip.choose_step(curve, patience=3, first=2) == 7
+    assert dip.choose_step(curve, patience=2, first=2) == 4
+    assert dip.choose_step(curve, patience=100, first=2) == 11
+    assert dip.choose_step(curve, patience=3, first=0) == 1
+    assert dip.choose_step(curve, patience=3, first=20) is None
+    assert dip.choose_step([np.inf, np.nan], first=0) is None
+    assert dip.choose_step([np.nan, np.nan, 3, np.nan, 2], patience=2, first=0) == 4
 
 
-@pytest.mark.parametrize("name", ["windowed", "exponential"])
-def test_during_the_run_as_after_it(z, noisy, name):
-    stop = CRITERIA[name](patience=None, values=500)
-    run = fit(z, noisy, stop=stop, trace=500)
-    assert run.trace.shape == (61, 500)
-    assert np.allclose(run.criterion[20:], stop.curve(run.trace)[20:], rtol=1e-4)
-    assert stop.choose(run.criterion) == run.chosen_step
-
-
-def test_the_trace_is_not_what_is_held_out(z, noisy):
-    """A trace of values that are never fitted would say nothing about those that are."""
-    stop = dip.HoldOut(patience=None)
-    run = fit(z, noisy, 5, stop=stop, trace=1000, keep=(5,))
-    held = stop.begin(noisy[None], noisy[None], None)[0] == 0
-    held_values = run.kept[5][held]
-    share = torch.isin(run.trace[5], held_values).float().mean().item()
-    # By chance a twentieth of them.
-    assert 0.02 < share < 0.08
+def test_variances_of_a_run_are_those_of_its_outputs(z, noisy):
+    """Of all values there, of some of them by sampling, and after a part of the run without a trace."""
+    run = fit(z, noisy, 70, trace=noisy.numel(), keep=range(71))
+    outputs = torch.stack([run.kept[step].flatten() for step in range(71)])
+    some = fit(z, noisy, 70, trace=1000)
+    late = fit(z, noisy, 60, start=fit(z, noisy, 10), trace=noisy.numel())
+    assert some.trace.shape == (71, 1000) and late.trace.shape == (71, noisy.numel())
+    assert late.trace[:10].isnan().all()
+    for variance in (lambda x: dip.windowed_variance(x, window=20), lambda x: dip.exponential_variance(x, weight=0.2)):
+        curve = variance(run.trace)
+        assert np.allclose(curve, variance(outputs), rtol=1e-4, equal_nan=True) and np.isfinite(curve[19:]).all()
+        assert np.allclose(variance(some.trace)[19:], curve[19:], rtol=0.2)
+        assert np.isnan(variance(late.trace)[:29]).all()
 
 
 def test_trace_is_part_of_the_outputs(z, noisy):
     run = fit(z, noisy, trace=noisy.numel(), keep=(0, 33))
     for step in (0, 33):
         assert torch.equal(run.trace[step].sort().values, run.kept[step].flatten().sort().values)
+    # No more than there is.
+    assert fit(z, noisy, 2, trace=10**6).trace.shape == (3, noisy.numel())
+    assert fit(z, noisy, 2).trace is None
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_chosen_is_the_average_at_the_chosen_step(z, noisy, name):
-    run = fit(z, noisy, stop=CRITERIA[name](patience=None))
-    assert run.chosen_step == 20 + np.argmin(run.criterion[20:])
-    shorter = fit(z, noisy, steps=run.chosen_step, stop=CRITERIA[name](patience=None))
-    assert torch.allclose(run.chosen, shorter.average, atol=1e-6)
+def test_the_trace_is_not_what_is_held_out(z, noisy):
+    """A trace of values that are never fitted would say nothing about those that are."""
+    stop = dip.HoldOut(patience=None)
+    run = fit(z, noisy, 5, stop=stop, trace=1000, keep=(5,))
+    held_values = run.kept[5][:, left_out(stop, noisy)]
+    share = torch.isin(run.trace[5], held_values).float().mean().item()
+    # By chance a twentieth of them.
+    assert 0.02 < share < 0.08
+
+
+# --- hold-out
 
 
 def test_hold_out_measures_the_average_where_nothing_is_fitted(z, noisy):
-    stop = dip.HoldOut(values=60, patience=None)
-    run = fit(z, noisy, stop=stop)
-    held = stop.begin(noisy[None], noisy[None], None)[0] == 0
+    run = fit(z, noisy, stop=HOLD_OUT)
+    held = left_out(HOLD_OUT, noisy)
     assert held.sum() == 60
-    assert run.criterion[-1] == pytest.approx((run.average - noisy)[held].square().mean().item(), rel=1e-4)
-    assert run.loss[-1] == pytest.approx((run.output - noisy)[~held].square().mean().item(), rel=1e-4)
     # What stands at the pixels held out makes no difference to the training.
-    other = fit(z, torch.where(held, 1 - noisy, noisy), stop=stop)
-    assert torch.equal(run.output, other.output) and run.criterion[-1] != other.criterion[-1]
+    other = fit(z, torch.where(held, 1 - noisy, noisy), stop=HOLD_OUT)
+    assert torch.equal(run.output, other.output) and run.held_out[-1] != other.held_out[-1]
+    # All of it is what a student would write.
+    expected = textbook(z, noisy, 60, seen=~held)
+    assert np.allclose(run.loss, expected.loss, rtol=1e-7)
+    errors = [(average - noisy)[:, held].square().mean().item() for average in expected.averages]
+    assert np.allclose(run.held_out, errors, rtol=1e-7)
+    assert run.chosen_step == 20 + np.argmin(errors[20:])
+    assert torch.allclose(run.chosen, expected.averages[run.chosen_step].float(), atol=1e-6)
+    assert torch.equal(run.best, run.chosen)
+
+
+def test_hold_out_leaves_out_at_most_a_twentieth(z, noisy):
+    for stop, number in ((dip.HoldOut(), 77), (dip.HoldOut(3), 3), (dip.HoldOut(np.int64(3)), 3)):
+        chosen = stop.choose(32 * 48)
+        assert len(chosen) == len(set(chosen.tolist())) == number
+    assert not torch.equal(dip.HoldOut(50).choose(1000), dip.HoldOut(50, seed=1).choose(1000))
 
 
 def test_hold_out_behind_an_operator(z, photograph):
     small, downsample = dip.resize(photograph, 8, 12), dip.LanczosDownsampler(4)
     stop = dip.HoldOut(patience=None)
     run = fit(z, small, operator=downsample, stop=stop)
-    held = stop.begin(small[None], small[None], None)[0] == 0
-    # A twentieth of 3 × 8 × 12 values, rounded up.
-    assert held.sum() == 15
-    error = (downsample(run.average) - small)[held].square().mean().item()
-    assert run.criterion[-1] == pytest.approx(error, rel=1e-4)
+    held = left_out(stop, small)
+    # A twentieth of 8 × 12 pixels, rounded up.
+    assert held.sum() == 5
+    error = (downsample(run.average) - small)[:, held].square().mean().item()
+    assert run.held_out[-1] == pytest.approx(error, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_the_reference_is_never_seen(z, noisy, photograph, name):
+LOSSES = {
+    "absolute error": F.l1_loss,
+    "Huber": lambda output, target: F.huber_loss(output, target, delta=0.1),
+    "weighted": lambda output, target: ((output - target).abs() ** 1.5 * (1 + target)).mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_hold_out_with_another_loss(z, noisy, name):
+    loss = LOSSES[name]
+    run = fit(z, noisy, stop=HOLD_OUT, loss=loss)
+    held = left_out(HOLD_OUT, noisy)
+    expected = textbook(z, noisy, 60, seen=~held, loss=loss)
+    assert np.allclose(run.loss, expected.loss, rtol=1e-6)
+    errors = [loss(average[:, held], noisy[:, held].double()).item() for average in expected.averages]
+    assert np.allclose(run.held_out, errors, rtol=1e-6)
+
+
+def test_loss_of_neighbours_is_refused_with_hold_out(z, noisy):
+    """The pixels held out have none."""
+    window = torch.ones(3, 1, 3, 3, dtype=torch.float64)
+    loss = lambda output, target: F.conv2d(output - target, window, groups=3).square().mean()  # noqa: E731
+    assert fit(z, noisy, 1, loss=loss).steps == 1
+    with pytest.raises(ValueError, match="loss: got one that fails on a tensor of 1 × 3 × 1536, float64, on cpu"):
+        fit(z, noisy, 1, loss=loss, stop=dip.HoldOut())
+
+
+def test_the_reference_is_never_seen(z, noisy, photograph):
     runs = [
-        fit(z, noisy, steps=200, stop=CRITERIA[name](patience=20), reference=reference)
+        fit(z, noisy, stop=dip.HoldOut(200, patience=5, first=5), reference=reference)
         for reference in (None, photograph, 1 - photograph)
     ]
     for run in runs[1:]:
         assert run.steps == runs[0].steps and run.chosen_step == runs[0].chosen_step
-        assert np.array_equal(run.criterion, runs[0].criterion) and np.array_equal(run.loss, runs[0].loss)
+        assert np.array_equal(run.held_out, runs[0].held_out) and np.array_equal(run.loss, runs[0].loss)
         assert torch.equal(run.chosen, runs[0].chosen) and torch.equal(run.output, runs[0].output)
 
 
 def test_run_ends_when_patience_is_spent(z):
     """Pure noise: nothing can be predicted at the pixels held out, so the least error comes soon."""
     noise = dip.uniform_noise(3, 32, 48, seed=0)
-    run = fit(z, noise, steps=3000, stop=dip.HoldOut(patience=60, first=10), precision="float32")
+    run = fit(z, noise, 3000, stop=dip.HoldOut(patience=60, first=10), precision="float32")
     assert run.stopped and not run.interrupted and not run.running
     assert 60 <= run.steps - run.chosen_step < 60 + 25
-    assert dip.HoldOut(patience=60, first=10).choose(run.criterion) == run.chosen_step
+    assert dip.choose_step(run.held_out, patience=60, first=10) == run.chosen_step
     assert len(run.loss) == run.steps + 1 and np.isfinite(run.loss).all()
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_sixty_and_forty_steps_are_a_hundred_to_the_bit(z, noisy, name, tmp_path):
-    stop = CRITERIA[name](patience=None)
-    options = {"precision": "float32", "stop": stop, "trace": 50}
-    whole, part = fit(z, noisy, 100, **options), fit(z, noisy, 60, **options)
-    part.save(tmp_path / "run.npz")
-    rest = fit(z, noisy, 40, start=dip.load_fit(tmp_path / "run.npz"), **options)
-    assert np.array_equal(whole.criterion, rest.criterion) and torch.equal(whole.trace, rest.trace)
-    assert whole.chosen_step == rest.chosen_step and torch.equal(whole.chosen, rest.chosen)
-    loaded = dip.load_fit(tmp_path / "run.npz")
-    assert torch.equal(loaded.trace, part.trace) and torch.equal(loaded.chosen, part.chosen)
-    assert np.array_equal(loaded.criterion, part.criterion) and loaded.chosen_step == part.chosen_step
+def scripted(curve):
+    """A loss whose values at the pixels held out, and only there, are known."""
+    values = iter(curve)
+
+    def loss(output, target):
+        # The pixels held out come in a row, those of the average without a gradient.
+        measured = output.ndim == 3 and not output.requires_grad
+        return output.new_tensor(next(values)) if measured else F.mse_loss(output, target)
+
+    return loss
 
 
-def test_run_without_a_criterion_may_go_on_with_one(z, noisy):
-    part = fit(z, noisy, 30)
-    rest = fit(z, noisy, 60, start=part, stop=CRITERIA["windowed"](patience=None, values=50), trace=50)
-    assert np.isnan(rest.criterion[:30]).all() and np.isfinite(rest.criterion[40:]).all()
-    assert rest.chosen_step >= 39 and rest.trace.shape == (91, 50)
-    afterwards = CRITERIA["windowed"]().curve(rest.trace)
-    assert np.allclose(afterwards[40:], rest.criterion[40:], rtol=1e-4) and np.isnan(afterwards[:30]).all()
-
-
-@pytest.mark.parametrize("window", [10, 12])
-def test_another_criterion_begins_anew(z, noisy, window):
-    """What another criterion has chosen, or the same with other settings, says nothing about this one."""
-    part = fit(z, noisy, 30, stop=dip.WindowedVariance(window=8, first=10))
-    stops = [dip.WindowedVariance(window=window, first=10), dip.ExponentialVariance(0.2, first=10)]
-    for stop in stops:
-        rest = fit(z, noisy, 30, start=part, stop=stop)
-        assert np.isnan(rest.criterion[:30]).all() and rest.chosen_step > 30
-
-
-def test_hold_out_is_refused_where_its_values_were_fitted(z, noisy):
-    for earlier in (None, dip.HoldOut(seed=1), dip.HoldOut(values=7)):
-        part = fit(z, noisy, 30, stop=earlier)
-        with pytest.raises(ValueError, match="stop: got a HoldOut, but the run in start has fitted the values"):
-            fit(z, noisy, 30, start=part, stop=dip.HoldOut())
-    part = fit(z, noisy, 30, stop=dip.HoldOut(patience=None))
-    assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(patience=7)).steps > 30
-    assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(first=40)).chosen_step >= 40
-
-
-class Scripted(dip.HoldOut):
-    """A criterion whose values are known."""
-
-    def __init__(self, curve, **options):
-        super().__init__(**options)
-        self.script = curve
-
-    def begin(self, target, output, operator):
-        self.now, self.script_here = 0, torch.tensor(self.script, dtype=output.dtype)
-        return super().begin(target, output, operator)
-
-    def measure(self, output, average):
-        self.now += 1
-        return self.script_here[self.now - 1]
-
-
-def test_what_comes_after_patience_is_too_late(z, noisy):
+@pytest.mark.parametrize(("patience", "chosen", "end"), [(8, 10, 25), (13, 23, 50), (None, 23, 100)])
+def test_what_comes_after_patience_is_too_late(z, noisy, patience, chosen, end):
     """`fit` looks every 25 steps; it must choose what a look at every step would have chosen."""
     curve = [9.0] * 10 + [5.0] + [9.0] * 12 + [1.0] + [9.0] * 80
-    stop = Scripted(curve, patience=8, first=2)
-    run = fit(z, noisy, 100, stop=stop)
-    assert run.chosen_step == stop.choose(curve) == 10
-    assert run.stopped and run.steps == 25
-    patient = Scripted(curve, patience=13, first=2)
-    assert fit(z, noisy, 100, stop=patient).chosen_step == patient.choose(curve) == 23
+    run = fit(z, noisy, 100, loss=scripted(curve), stop=dip.HoldOut(patience=patience, first=2))
+    assert run.chosen_step == chosen == dip.choose_step(curve, patience or 1000, first=2)
+    assert run.steps == end and run.stopped == (end < 100)
 
 
 def test_value_of_the_last_output_comes_within_patience(z, noisy):
-    """A look after 25 steps has seen 25 values, 0 to 24; the last output adds one."""
+    """Of step 25, when it is looked for the first time."""
     curve = [5.0] + [9.0] * 24 + [1.0] + [9.0] * 80
-    stop = Scripted(curve, patience=25, first=0)
-    run = fit(z, noisy, 100, stop=stop)
-    assert run.chosen_step == stop.choose(curve) == 25 and run.stopped and run.steps > 50
+    run = fit(z, noisy, 100, loss=scripted(curve), stop=dip.HoldOut(patience=25, first=0))
+    assert run.chosen_step == dip.choose_step(curve, 25, first=0) == 25 and run.stopped and run.steps > 50
 
 
 def test_patience_that_ends_with_the_run_has_stopped_nothing(z, noisy):
-    run = fit(z, noisy, 25, stop=Scripted([1.0] + [9.0] * 30, patience=10, first=0))
+    run = fit(z, noisy, 25, loss=scripted([1.0] + [9.0] * 30), stop=dip.HoldOut(patience=10, first=0))
     assert run.chosen_step == 0 and not run.stopped
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_criteria_in_short_floats(z, noisy, name):
-    run = fit(z, noisy, 60, stop=CRITERIA[name](patience=None), precision="bfloat16")
-    assert np.isfinite(run.criterion[20:]).all() and run.chosen_step >= 20
+@pytest.mark.parametrize("seed", range(8))
+def test_choice_is_that_of_a_look_at_every_step(seed):
+    random = np.random.default_rng(seed)
+    curve, patience, first = (
+        random.permutation(111).astype(float),
+        int(random.integers(1, 60)),
+        int(random.integers(40)),
+    )
+    image, network = dip.uniform_noise(1, 8, 8, seed=0), build(1, (2,), (0,), 1)
+    stop = dip.HoldOut(patience=patience, first=first)
+    run = fit(dip.random_input(1, 8, 8, seed=0), image, 110, network=network, loss=scripted(curve), stop=stop)
+    assert run.chosen_step == dip.choose_step(curve, patience, first)
+    assert run.steps == 110 or run.chosen_step + patience < run.steps <= run.chosen_step + patience + 25
+
+
+def test_wasted_patience_chooses_nothing(z, noisy):
+    run = fit(z, noisy, 30, stop=dip.HoldOut(first=50))
+    assert run.chosen is None and run.chosen_step is None and not run.stopped and torch.equal(run.best, run.average)
+
+
+def test_hold_out_in_short_floats(z, noisy):
+    run = fit(z, noisy, stop=HOLD_OUT, precision="bfloat16")
+    assert np.isfinite(run.held_out).all() and run.chosen_step >= 20
 
 
 def test_target_in_another_memory_order(z, noisy):
     turned = noisy.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert not turned.is_contiguous()
-    runs = [fit(z, target, stop=dip.HoldOut(patience=None)) for target in (noisy, turned)]
-    assert np.array_equal(runs[0].criterion, runs[1].criterion)
+    runs = [fit(z, target, stop=HOLD_OUT) for target in (noisy, turned)]
+    assert np.array_equal(runs[0].held_out, runs[1].held_out)
 
 
-@pytest.mark.parametrize("name", CRITERIA)
-def test_criterion_survives_a_divergence(z, noisy, name):
+def test_hold_out_survives_a_divergence(z, noisy):
     calls = []
 
     def spoiling(x):
@@ -254,22 +267,61 @@ def test_criterion_survives_a_divergence(z, noisy, name):
         calls.append(x.requires_grad)
         return x * float("nan") if x.requires_grad and sum(calls) == 61 else x
 
-    run = fit(z, noisy, 100, operator=spoiling, stop=CRITERIA[name](patience=None))
+    run = fit(z, noisy, 100, operator=spoiling, stop=HOLD_OUT)
     assert len(run.remarks) == 1 and "going on from step" in run.remarks[0]
-    assert run.steps == 100 and np.isfinite(run.criterion[20:]).all()
-    assert run.chosen_step == 20 + np.argmin(run.criterion[20:])
+    assert run.steps == 100 and np.isfinite(run.held_out[20:]).all()
+    assert run.chosen_step == 20 + np.argmin(run.held_out[20:])
 
 
-def test_wasted_patience_chooses_nothing(z, noisy):
-    run = fit(z, noisy, 30, stop=dip.HoldOut(first=50))
-    assert run.chosen is None and run.chosen_step is None and not run.stopped
+@pytest.mark.slow
+def test_grey_stored_as_colour_stops_near_its_best():
+    """Its channels are equal: what is left out of one alone would be given away by the others."""
+    clean = dip.luma(dip.resize(dip.sample("chelsea"), 64, 64))
+    noisy = dip.add_gaussian_noise(clean, 0.2, seed=0)
+    clean, noisy = (image.expand(3, -1, -1) for image in (clean, noisy))
+    network, stop = dip.SkipNetwork(8, (32, 32, 32), (4, 4, 4), seed=0), dip.HoldOut(patience=100)
+    z = dip.random_input(8, 64, 64, seed=0)
+    run = fit(z, noisy, 2000, network=network, stop=stop, reference=clean, precision="float32")
+    assert run.stopped and dip.psnr(clean, run.chosen) > run.average_psnr.max() - 0.3
+
+
+# --- going on
+
+
+def test_a_part_and_the_rest_are_the_whole_to_the_bit(z, noisy, tmp_path):
+    options = {"precision": "float32", "stop": HOLD_OUT, "trace": 50}
+    whole, part = fit(z, noisy, 50, **options), fit(z, noisy, 30, **options)
+    part.save(tmp_path / "run.pt")
+    loaded = dip.load_fit(tmp_path / "run.pt")
+    rest = fit(z, noisy, 20, start=loaded, **options)
+    assert np.array_equal(whole.held_out, rest.held_out) and torch.equal(whole.trace, rest.trace)
+    assert whole.chosen_step == rest.chosen_step and torch.equal(whole.chosen, rest.chosen)
+    assert torch.equal(loaded.trace, part.trace) and torch.equal(loaded.chosen, part.chosen)
+    assert np.array_equal(loaded.held_out, part.held_out) and loaded.chosen_step == part.chosen_step
+
+
+def test_hold_out_is_refused_where_its_pixels_were_fitted(z, noisy):
+    for earlier in (None, dip.HoldOut(seed=1), dip.HoldOut(pixels=7)):
+        part = fit(z, noisy, 3, stop=earlier)
+        with pytest.raises(ValueError, match="stop: got a HoldOut, but the run in start has fitted the pixels"):
+            fit(z, noisy, 3, start=part, stop=dip.HoldOut())
+    part = fit(z, noisy, 3, stop=dip.HoldOut(patience=None))
+    assert fit(z, noisy, 3, start=part, stop=dip.HoldOut(patience=7)).steps == 6
+    assert fit(z, noisy, 30, start=part, stop=dip.HoldOut(first=20)).chosen_step >= 20
+    # Once they have been fitted they stay so.
+    fitted = fit(z, noisy, 5, start=part)
+    with pytest.raises(ValueError, match="has fitted the pixels"):
+        fit(z, noisy, 5, start=fitted, stop=dip.HoldOut())
 
 
 def test_figure_of_a_run_that_got_its_reference_later(z, noisy, photograph, monkeypatch):
-    figures = []
-    monkeypatch.setattr("dip_utils.figures.show", lambda figure, *_: figures.append(figure))
-    rest = fit(z, noisy, 30, start=fit(z, noisy, 30), reference=photograph)
-    assert np.isnan(rest.average_psnr[:30]).all()
-    dip.plot_stopping(rest, {"a": np.ones(61)}, {"a": 40})
-    star = next(line for line in figures[0].axes[0].lines if line.get_marker() == "*")
-    assert list(star.get_xdata()) == [30 + np.argmax(rest.average_psnr[30:])]
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, *values, **style: drawn.append(values) or plot(axes, *values, **style)
+    )
+    rest = fit(z, noisy, 10, start=fit(z, noisy, 10), reference=photograph)
+    assert np.isnan(rest.average_psnr[:10]).all()
+    with cell():
+        dip.plot_stopping(rest, {"a": np.ones(21)}, {"a": 15})
+    stars = [values[0] for values in drawn if isinstance(values[-1], str) and values[-1] == "*"]
+    assert stars == [np.nanargmax(rest.average_psnr)] and 10 < stars[0] <= 20

@@ -21,11 +21,11 @@ class Guard:
         self.problem, self.run, self.stepper = problem, run, stepper
         self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
         self.copied = self.checked = self.calm_since = step
-        history = problem.records[0, max(0, step - CHECK_EVERY) : step]
-        self.usual = history.median().item() if len(history) else math.inf
+        # Not from the record: a run may go on with another loss.
+        self.usual = problem.loss(problem.output).item() if step else math.inf
         # The loss of the target's mean colour, or mean value.
-        flat = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True).expand_as(problem.target)
-        self.flat = problem.loss_function(flat, problem.target).item()
+        mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
+        self.flat = problem.loss_function(torch.zeros_like(problem.target) + mean, problem.target).item()
         self.doubtful, self.recoveries = False, 0
 
     def check(self, step):
@@ -80,10 +80,16 @@ class Guard:
             self.run.say(f"The last losses are NaN or infinite: the run ends at step {step}, the last good state.")
         elif self.doubtful or self._is_high(losses[-1]):
             self.run.say("The last losses are high after a jump: the last output may be the worse for it.")
-        elif step >= CHECK_EVERY and losses[-CHECK_EVERY:].median() > losses[0]:
+        elif step >= CHECK_EVERY and self._is_hopeless(losses[-CHECK_EVERY:], losses[0]):
             self.run.diverged = True
             self.run.say(
-                f"The loss, {losses[-1]:.4g}, is above that of the untrained network, {losses[0]:.4g}: "
-                "a smaller learning_rate may help."
+                f"The loss, {losses[-1]:.4g}, is above that of an image of one colour, {self.flat:.4g}, "
+                "and does not fall: a smaller learning_rate may help."
             )
         return step
+
+    def _is_hopeless(self, losses, first):
+        """Whether losses are worse than a flat image's, and than the untrained network's or constant: saturated."""
+        middle = losses.median()
+        constant = losses.max() - losses.min() < middle.abs() / 1000
+        return bool(middle > self.flat and (middle > first or constant))

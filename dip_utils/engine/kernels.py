@@ -29,11 +29,14 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..network import Join
+from ..network import Join, Scale, SkipNetwork
 from .machine import tuning
 
 #: Up to this many channels `NarrowBatchNorm` is faster.
 NARROW = 32
+#: Layers that compute the same with the channels innermost. Of others it is not known, and PyTorch's
+#: instance norm (2.13, CPU) has a wrong gradient there.
+ANY_LAYOUT = {SkipNetwork, Scale, Join, nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU}
 BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
 #: The autocorrelation of BLUR as seen on the small grid, with sum 1.
 SMOOTH = (3 / 16, 10 / 16, 3 / 16)
@@ -213,6 +216,11 @@ class NarrowBatchNorm(torch.autograd.Function):
         gradient += torch.addcmul(shift, rows, scale)
         batch, channels, height, width = ctx.shape
         return gradient.view(batch, height, width, channels).permute(0, 3, 1, 2), to_weight, to_bias, None
+
+
+def takes_channels_last(network):
+    """Whether a network may compute with the channels innermost, which is faster."""
+    return tuning().channels_last and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
 @contextlib.contextmanager

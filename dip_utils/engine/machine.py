@@ -155,7 +155,8 @@ def bfloat16_gain():
             times.append(time.perf_counter() - begun)
         return min(times)
 
-    return seconds(torch.float32) / seconds(torch.bfloat16)
+    with torch.inference_mode(False), torch.enable_grad():
+        return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def choose_precision(precision="auto", device="cpu"):

@@ -50,14 +50,17 @@ def dry_pass(network, shape, dtype):
         twins[name] = torch.empty_like(tensor, device="meta", dtype=own, requires_grad=tensor.requires_grad)
 
     def keep(tensor):
+        # Not returned: the graph would hold an output that holds the graph.
         kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
         output = functional_call(network, twins, (torch.empty(1, *shape, device="meta", dtype=dtype),))
     for twin in twins.values():
         kept.pop(twin.untyped_storage()._cdata, None)
-    return output, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    # The output's graph holds on to `keep`, and that to what it has kept, which Python cannot see as a cycle.
+    kept.clear()
+    return output, total
 
 
 def memory_needed(network, shape, kept, output, *, accelerated):

@@ -15,10 +15,11 @@ FAR = 20
 
 
 def checked_images(z, target, reference):
-    """Input, target and reference as `fit` takes them, or an error."""
+    """Copies of input, target and reference as `fit` takes them, or an error."""
     images = {"z": z, "target": target, "reference": reference}
+    # What the user does to them meanwhile is no concern of the fit.
     z, target, reference = (
-        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True)
+        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True).clone()
         for name, image in images.items()
     )
     # Recipe A's target leaves [0, 1].
@@ -57,6 +58,10 @@ def rehearse(network, images, settings, start):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("network: got one without trainable parameters; wants at least one that requires a gradient")
+    if any(parameter.is_inference() for parameter in network.parameters()):
+        raise ValueError(
+            "network: got one built in torch.inference_mode, which cannot be trained; wants one built outside"
+        )
     shape = _rehearse_network(network, z, settings)
     if reference is not None and tuple(reference.shape) != shape:
         raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes of z")
@@ -70,7 +75,7 @@ def _rehearse_loss(shape, target, settings):
     output = torch.zeros(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
     if settings.operator is not None:
-        made = _attempt("operator", settings.operator, settings, output)
+        made = _attempt("operator", settings.operator, settings.device, settings.exact, output)
         if not isinstance(made, torch.Tensor) or made.is_complex():
             got = made.dtype if isinstance(made, torch.Tensor) else type(made).__name__
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
@@ -79,9 +84,13 @@ def _rehearse_loss(shape, target, settings):
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
-    numbers = {"loss": (settings.loss, (made, target[None].to(made))), "regularizer": (settings.regularizer, (output,))}
-    for name, (function, arguments) in numbers.items():
-        value = None if function is None else _attempt(name, function, settings, *arguments)
+    target = target[None].to(made)
+    numbers = [("loss", settings.loss, (made, target)), ("regularizer", settings.regularizer, (output,))]
+    if settings.stop is not None:
+        # Hold-out gives it some pixels in a row.
+        numbers.append(("loss", settings.loss, (made.flatten(2), target.flatten(2))))
+    for name, function, arguments in numbers:
+        value = None if function is None else _attempt(name, function, settings.device, settings.exact, *arguments)
         if function and not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
             raise TypeError(
                 f"{name}: got one that returns no number with a gradient; "
@@ -115,7 +124,7 @@ def _rehearse_network(network, z, settings):
         raise
     except (RuntimeError, NotImplementedError, TypeError):
         # It needs numbers, or has a tensor that is no parameter of it: try it for real.
-        output, kept = _attempt("network", network, settings, z[None]), None
+        output, kept = _attempt("network", network, settings.device, settings.precision, z[None]), None
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not isinstance(output, torch.Tensor) or output.ndim != z.ndim + 1 or len(output) != 1:
         raise ValueError(f"network: got one that makes {size} of z; wants one image, (1, C, H, W)")
@@ -140,17 +149,15 @@ def placed(name, function, device, exact):
         ) from error
 
 
-def _attempt(name, function, settings, *arguments):
+def _attempt(name, function, device, dtype, *arguments):
     """Call one of the user's functions as the fit will; where it fails, say on what."""
     try:
-        return placed(name, function, settings.device, settings.exact)(
-            *(tensor.to(settings.device, settings.exact) for tensor in arguments)
-        )
+        return placed(name, function, device, dtype)(*(tensor.to(device, dtype) for tensor in arguments))
     except (RuntimeError, NotImplementedError, IndexError) as error:
         first = arguments[0]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{name}: got one that fails on a tensor of {by(first.shape)}, {str(settings.exact)[6:]}, on "
-            f"{settings.device}: {reason}; wants one that computes there (the tensors that it uses have to be on that "
-            "device and of that dtype; those of an nn.Module are moved there)"
+            f"{name}: got one that fails on a tensor of {by(first.shape)}, {str(dtype)[6:]}, on {device}: {reason}; "
+            "wants one that computes there (the tensors that it uses have to be on that device and of that dtype; "
+            "those of an nn.Module are moved there)"
         ) from error

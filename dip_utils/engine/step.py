@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from ..stopping import HoldOut
 from .checks import check_integer, check_number
-from .kernels import accelerated
-from .machine import seeded, tuning
+from .kernels import accelerated, takes_channels_last
+from .machine import seeded
 from .rehearsal import placed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -59,17 +59,22 @@ class Settings:
 
     def summary(self):
         """What a run that goes on is compared with."""
-        held_out = None if self.stop is None else [self.stop.pixels, self.stop.seed]
-        return {"learning_rate": self.learning_rate, "input_noise": self.input_noise, "held out": held_out}
+        # Plain numbers: those of NumPy would not come back from a file.
+        held_out = None if self.stop is None else [int(self.stop.pixels), int(self.stop.seed)]
+        return {
+            "learning_rate": float(self.learning_rate),
+            "input_noise": float(self.input_noise),
+            "held out": held_out,
+        }
 
 
 @contextlib.contextmanager
 def lent(network, settings):
     """The network where the fit is, in its faster forms; at the end on the CPU in float32, without gradients."""
-    network.to(settings.device, settings.exact)
-    if tuning().channels_last:
-        network.to(memory_format=torch.channels_last)
     try:
+        network.to(settings.device, settings.exact)
+        if takes_channels_last(network):
+            network.to(memory_format=torch.channels_last)
         with accelerated(network):
             yield
     finally:
@@ -86,10 +91,10 @@ class Problem:
         self.operator, self.loss_function, self.regularizer = (
             placed(name, getattr(settings, name), device, self.exact) for name in ("operator", "loss", "regularizer")
         )
-        # Copies: what the user does to the images meanwhile is no concern of the fit.
-        self.z, self.target = z[None].clone().to(device), target[None].clone().to(device, self.exact)
+        self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
-        self.generator = seeded(settings.seed, device=device)
+        # The meta device, of the tests' dry steps, has no generator of its own.
+        self.generator = seeded(settings.seed, device="cpu" if device.type == "meta" else device)
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.names, self.weights = list(named), list(named.values())
         self._prepare_adam()
@@ -126,7 +131,7 @@ class Problem:
         self.held = self.stop.choose(pixels).to(self.target.device)
         seen = torch.ones(pixels, dtype=torch.bool, device=self.target.device)
         seen[self.held] = False
-        self.seen, self.share_seen = seen.view(self.target.shape[2:]), seen.float().mean().item()
+        self.seen, self.share_seen = seen.view(self.target.shape[2:]), 1 - len(self.held) / pixels
         self.least = self.target.new_full((), math.inf)
         self.chosen_step = self.target.new_full((), -1)
         self.chosen = torch.zeros_like(self.output)
@@ -137,15 +142,17 @@ class Problem:
         # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
-        images = self.z.ndim == 4 and tuning().channels_last
-        layout = torch.channels_last if images else torch.contiguous_format
+        innermost = self.z.ndim == 4 and takes_channels_last(self.network)
+        layout = torch.channels_last if innermost else torch.contiguous_format
         self.x = torch.empty_like(self.z, dtype=precision, memory_format=layout)
         # Batch norms take images of fewer bits as they are.
-        self.rounded = {} if precision == self.exact else {
-            f"{place}.{name}" if place else name: weight
-            for place, layer in self.network.named_modules() if not isinstance(layer, BATCH_NORMS)
-            for name, weight in layer.named_parameters(recurse=False)
-        }  # fmt: skip
+        norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
+        as_they_are = {weight for norm in norms for weight in norm.parameters()}
+        self.rounded = {
+            name: weight
+            for name, weight in self.network.named_parameters()
+            if precision != self.exact and weight not in as_they_are
+        }
 
     # --- the mathematics
 
@@ -181,7 +188,9 @@ class Problem:
         """The output of this step, f_θ(z + n)."""
         # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
         rounded = {name: weight.to(self.precision) for name, weight in self.rounded.items()}
-        return functional_call(self.network, rounded, (self.x,)).to(self.exact)
+        output = functional_call(self.network, rounded, (self.x,))
+        # As the user's operators and losses expect it, with or without channels-last.
+        return output.to(self.exact, memory_format=torch.contiguous_format)
 
     def made(self, output):
         """What is compared with the target, d(output)."""

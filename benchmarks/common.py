@@ -1,0 +1,110 @@
+"""What several benchmarks need: the cases, a line of progress, tables that survive a stop, processes of their own."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import dip_utils as dip
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "benchmarks"
+RESULTS = ROOT / "results"
+#: Standard deviation of the noise, unless a benchmark says otherwise.
+SIGMA = 25 / 255
+NETWORKS = {"net 1": dip.PARAMETRIZATION, "net 2": dip.RESTORATION}
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+
+
+def square(name, side):
+    """The middle of a bundled photograph, as a small square."""
+    image = dip.sample(name)
+    whole = min(image.shape[1:])
+    return dip.resize(dip.crop(image, whole, whole), side, side)
+
+
+def restoration(size, seed):
+    """Network 2 and its z."""
+    return dip.SkipNetwork(**dip.RESTORATION, seed=seed), dip.random_input(32, *size, seed=seed)
+
+
+class Progress:
+    """Watches a fit and prints a line every 20 seconds.
+
+    `total` is the number of steps of the whole run where it is fitted in pieces.
+    """
+
+    def __init__(self, name, total=None):
+        self.name, self.total, self.said = name, total, time.monotonic()
+
+    def __call__(self, run):
+        if not run.running or not run.steps or time.monotonic() - self.said < 20:
+            return
+        self.said, total, step = time.monotonic(), self.total or run.planned, run.seconds / run.steps
+        quality = "" if run.average_psnr is None else f", average {run.average_psnr[-1]:.2f} dB"
+        left = (total - run.steps) * step / 60
+        print(
+            f"{self.name}: step {run.steps} of {total}{quality}, {step:.2f} s a step, {left:.0f} min left", flush=True
+        )
+
+
+class Table:
+    """Rows of results in a JSON file, written as they come: what is there already is not measured again."""
+
+    def __init__(self, path):
+        self.path, self.rows = Path(path), []
+        if self.path.exists():
+            self.rows = json.loads(self.path.read_text("utf-8"))["rows"]
+            print(f"{len(self.rows)} results are there already: {self.path} (delete it to measure all of them anew)")
+
+    def find(self, **key):
+        """The row with these values, or None."""
+        return next((row for row in self.rows if key.items() <= row.items()), None)
+
+    def add(self, row):
+        """Append a row and write the file, with the machine and the version that measured it."""
+        self.rows.append(row)
+        write_json(self.path, {"measured on": about(), "rows": self.rows})
+
+
+def write_json(path, content):
+    """Write a file that is complete whenever it is there."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def about():
+    """The machine and the version that measure."""
+    cpu = f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', platform.processor())}"
+    return {"cpu": cpu, "system": platform.platform(), "torch": torch.__version__}
+
+
+def show(rows):
+    """Print rows, a list of dicts alike, as a Markdown table."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    for line in lines:
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+
+
+def in_own_process(script, case):
+    """What `textbook` or `one_fit` finds on a case: memory and libraries begin afresh."""
+    command = [sys.executable, "-m", f"benchmarks.{script}", json.dumps(case)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    begun = time.monotonic()
+    while True:
+        try:
+            printed, error = process.communicate(timeout=20)
+            break
+        except subprocess.TimeoutExpired:
+            print(f"  {script}: at work for {time.monotonic() - begun:.0f} s", flush=True)
+    if process.returncode:
+        sys.exit(f"{script} failed:\n{error}")
+    return json.loads(printed.splitlines()[-1])

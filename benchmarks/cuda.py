@@ -1,0 +1,318 @@
+"""Everything that waits for a CUDA card, in one command: `make cuda`, or `python benchmarks/cuda.py`.
+
+Runs the tests of the CUDA path; the steps of `fit` beside the textbook loop on the
+same card, in every precision and with variants of how the card is used; a whole
+denoising; the three notebooks at full. Nothing is installed or fetched: what is
+not there (pytest, nbclient) is left out and said. Every part is a process of its
+own: where one fails the next goes on. Results: `cuda.json` and `cuda.md`, a page to
+read, under `results/cuda/`; what each process printed lies beside them.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    # Not this folder, where Python would find this file as the package `cuda` that PyTorch looks for.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+
+import dip_utils as dip
+from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, show, write_json
+
+FOLDER = RESULTS / "cuda"
+#: Network, height, width, and the ratio over the textbook loop that is aimed at.
+CASES = [("net 1", 384, 544, 5), ("net 2", 256, 256, None), ("net 2", 512, 512, 3)]
+#: How a step uses the card, beside the default: `dip_utils.engine.machine.Tuning`.
+DEFAULT = "as fit does it"
+FORMS = {
+    DEFAULT: {},
+    "borders by slices": {"slices": True},
+    "NCHW": {"channels_last": False},
+    "no graph": {"graph": False},
+    "no cudnn.benchmark": {"cudnn_benchmark": False},
+}
+
+
+class Report:
+    """What has been found so far, on the screen and in two files."""
+
+    def __init__(self, minutes, dry):
+        self.begun, self.limit = time.monotonic(), 60 * minutes
+        card = "none: a dry run on the CPU" if dry else torch.cuda.get_device_name()
+        self.found = {"card": card, "measured on": about(), "cudnn": torch.backends.cudnn.version(), "failed": []}
+        self.found |= {"parts": {}, "steps": [], "denoising": {}, "notebooks": {}}
+        if not dry:
+            major, minor = torch.cuda.get_device_capability()
+            total = torch.cuda.get_device_properties(0).total_memory
+            self.found |= {"compute capability": f"{major}.{minor}", "memory (GB)": round(total / 1e9, 1)}
+
+    def left(self):
+        """Seconds until the limit."""
+        return self.limit - (time.monotonic() - self.begun)
+
+    def fail(self, part, why):
+        """Note that a part did not do what it should."""
+        print(f"  FAILED: {part}: {why}", flush=True)
+        self.found["failed"].append({"part": part, "why": why})
+        self.write()
+
+    def write(self):
+        """Bring both files up to date."""
+        write_json(FOLDER / "cuda.json", self.found)
+        (FOLDER / "cuda.md").write_text("\n".join(page(self.found)) + "\n", encoding="utf-8")
+
+    def run(self, part, command, seconds, **environment):
+        """Run a part as a process; return the lines that it printed, and whether it ended well."""
+        seconds = min(seconds, self.left())
+        print(f"[{time.monotonic() - self.begun:4.0f} s] {part}", flush=True)
+        if seconds < 10:
+            self.fail(part, "left out, there was no time for it: give it more with --minutes")
+            return [], False
+        log, begun = FOLDER / f"{re.sub(r'[^a-z0-9]+', '_', part.lower())}.log", time.monotonic()
+        # The notebooks' kernels and pytest have to find dip_utils where it is not installed.
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path} | environment
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
+            why = wait(process, log, seconds)
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", errors="replace")).splitlines()
+        if why is None and process.returncode:
+            why = f"exit {process.returncode}: {error_in(lines)[:300]}"
+        self.found["parts"][part] = round(time.monotonic() - begun, 1)
+        if why is not None:
+            self.fail(part, f"{why} (see {log.relative_to(ROOT)})")
+        self.write()
+        return lines, why is None
+
+
+def error_in(lines):
+    """The last line that names an error, or the last one."""
+    named = [line for line in lines if re.match(r"(E +)?[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or ["it said nothing"])[-1]
+
+
+def wait(process, log, seconds):
+    """Wait for the end of a process, with a line now and then; why it was ended, if it was."""
+    begun = said = time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.2)
+        now = time.monotonic()
+        if now - said > 20:
+            lines = log.read_text("utf-8", errors="replace").split("\n")
+            print(f"  at work for {now - begun:.0f} s: {next(filter(None, reversed(lines)), '')[:90]}", flush=True)
+            said = now
+        if now - begun > seconds:
+            # As ■ does: a notebook writes what it has.
+            process.terminate() if os.name == "nt" else process.send_signal(2)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            return f"stopped after {seconds:.0f} s"
+    return None
+
+
+def run_tests(report):
+    """The tests of the CUDA path."""
+    if importlib.util.find_spec("pytest") is None:
+        return report.fail("tests", "left out: pytest is not installed")
+    lines, _ = report.run("tests", [sys.executable, "-m", "pytest", "tests/test_cuda.py", "-q", "-rfE"], 150)
+    report.found["tests"] = lines[-1].strip("= ") if lines else "did not run"
+
+
+def found_rows(lines):
+    """What `textbook` and `one_fit` printed: a line of JSON a case."""
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def compare_steps(report, name, size, aim, options, others):
+    """Rows of one network at one size: the textbook loop, and `fit` in all forms and precisions."""
+    label = f"{name} at {size[0]} × {size[1]}"
+    case = NETWORKS[name] | options | dict(image=pictures(size))
+    command = [sys.executable, "-m", "benchmarks.textbook", json.dumps(case | {"steps": max(2, case["steps"] // 4)})]
+    lines, _ = report.run(f"textbook, {label}", command, 90)
+    plain = next(iter(found_rows(lines)), None)
+    forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others] + [("float32", "NCHW")]
+    # cuDNN remembers its choice within a process, whether it has searched for it or not.
+    for searched in (True, False):
+        waiting, last = [form for form in forms if FORMS[form[1]].get("cudnn_benchmark", True) == searched], None
+        while waiting:
+            cases = [case | {"precision": precision, "tuned": FORMS[form]} for precision, form in waiting]
+            part = f"fit, {label}, {waiting[0][1]} in {waiting[0][0]}" + " and so on" * (len(waiting) > 1)
+            command = [sys.executable, "-m", "benchmarks.one_fit", *map(json.dumps, cases)]
+            lines, well = report.run(part, command, 120)
+            rows = found_rows(lines)
+            for (_, form), row in zip(waiting, rows, strict=False):
+                report.found["steps"].append(step_row(name, size, form, row, plain, aim))
+            if not well:
+                precision, form = waiting[min(len(rows), len(waiting) - 1)]
+                report.found["failed"][-1]["part"] = f"fit, {label}, {form} in {precision}"
+            report.write()
+            # Where one form brings the process down the others still have their turn, unless it is the same for all.
+            if well or lines[-1:] == last or not lines:
+                break
+            waiting, last = waiting[len(rows) + 1 :], lines[-1:]
+
+
+def step_row(name, size, form, row, plain, aim):
+    """One line of the table."""
+    ratio = plain and round(plain["step"] / row["step"], 2)
+    return {
+        "network": name,
+        "size": f"{size[0]} × {size[1]}",
+        "precision": row["precision"],
+        "form": form,
+        "textbook (ms)": plain and round(1e3 * plain["step"], 2),
+        "fit (ms)": round(1e3 * row["step"], 2),
+        "ratio": ratio,
+        "aim": aim,
+        "textbook (GB)": plain and round(plain["peak"] / 1e9, 2),
+        "fit (GB)": round(row["peak"] / 1e9, 2),
+        "average (dB)": round(row["average_psnr"], 2),
+        "remarks": row["remarks"],
+    }
+
+
+def pictures(size):
+    """Files of the astronaut in this size, clean and noisy."""
+    (FOLDER / "pictures").mkdir(exist_ok=True)
+    clean = dip.resize(dip.sample("astronaut"), *size)
+    paths = [FOLDER / "pictures" / f"{kind}_{size[0]}_{size[1]}.npy" for kind in ("clean", "noisy")]
+    for path, image in zip(paths, (clean, dip.add_gaussian_noise(clean, SIGMA, seed=0)), strict=True):
+        np.save(path, image.numpy())
+    return list(map(str, paths))
+
+
+def denoise(report, side, steps, options):
+    """A whole denoising: how long `fit` takes to the end, and to what the textbook loop has at its end."""
+    case = NETWORKS["net 2"] | options | dict(image=pictures((side, side)), warm=0, steps=steps)
+    lines, _ = report.run("denoising, textbook", [sys.executable, "-m", "benchmarks.textbook", json.dumps(case)], 120)
+    plain = next(iter(found_rows(lines)), None)
+    case["levels"] = [plain["psnr"]] if plain else []
+    lines, _ = report.run("denoising, fit", [sys.executable, "-m", "benchmarks.one_fit", json.dumps(case)], 120)
+    found = report.found["denoising"]
+    found |= {"picture": f"astronaut, {side} × {side}, 255 σ = 25", "steps": steps}
+    if plain:
+        found |= {"textbook (s)": round(plain["step"] * steps, 1), "its last output (dB)": round(plain["psnr"], 2)}
+    for ours in found_rows(lines):
+        found |= {"fit (s), with set-up and capture": round(ours["step"] * steps, 1), "precision": ours["precision"]}
+        found |= {"last output (dB)": round(ours["psnr"], 2), "average (dB)": round(ours["average_psnr"], 2)}
+        reached = next(iter(ours["steps_to_levels"]), None)
+        found["fit (s) to the textbook's last output"] = reached and round(ours["step"] * reached, 1)
+    report.write()
+
+
+def run_notebooks(report, budget):
+    """The three notebooks, each with its time."""
+    needed = ("nbclient", "nbformat", "nbconvert", "bs4", "ipykernel")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        return report.fail("notebooks", f"left out: {', '.join(missing)} not installed")
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        command = [sys.executable, "notebooks/run_all.py", path.name]
+        _, well = report.run(path.stem, command, report.limit, DIP_BUDGET=budget)
+        seconds = report.found["parts"].get(path.stem)
+        report.found["notebooks"][path.stem] = {"budget": budget, "seconds": seconds, "well": well}
+        report.write()
+
+
+def page(found):
+    """The lines of the page to read."""
+    yield from (f"# On {found['card']}", "")
+    keys = ("compute capability", "memory (GB)", "cudnn")
+    machine = [f"{key} {found[key]}" for key in keys if found.get(key)]
+    yield from (", ".join([f"torch {found['measured on']['torch']}", found["measured on"]["system"], *machine]), "")
+    yield from ("## What failed", "")
+    yield from [f"- **{item['part']}**: {item['why']}" for item in found["failed"]] or ["Nothing so far."]
+    yield from ("", "## Tests", "", found.get("tests", "did not run"), "")
+    yield from ("## Steps", "")
+    yield (
+        "The textbook loop runs in float32, its convolutions in TF32 where the card has it (PyTorch's default); "
+        "`fit` in float32 does without TF32. The average, after as few steps, only shows that all forms do the same."
+    )
+    yield ""
+    if found["steps"]:
+        names = [name for name in found["steps"][0] if name not in ("aim", "remarks")]
+        yield "| " + " | ".join(names) + " |"
+        yield "|" + "---|" * len(names)
+        for row in found["steps"]:
+            yield "| " + " | ".join("–" if row[name] is None else str(row[name]) for name in names) + " |"
+        yield ""
+        yield from verdicts(found["steps"])
+        yield from sorted({f"- {row['form']}: {remark}" for row in found["steps"] for remark in row["remarks"]})
+    for title in ("denoising", "notebooks"):
+        yield from ("", f"## {title.capitalize()}", "")
+        for name, value in found[title].items():
+            if isinstance(value, dict):
+                value = f"{value['seconds']} s at {value['budget']}{'' if value['well'] else ', FAILED'}"
+            yield f"- {name}: {value}"
+    yield from ("", "## How long the parts took", "")
+    yield from (f"- {part}: {seconds} s" for part, seconds in found["parts"].items())
+
+
+def verdicts(rows):
+    """For each case: the fastest form, and whether the aim is reached."""
+    for case in dict.fromkeys((row["network"], row["size"]) for row in rows):
+        own = [row for row in rows if (row["network"], row["size"]) == case]
+        fastest, default = (
+            min(own, key=lambda row: row["fit (ms)"]),
+            next((row for row in own if row["form"] == DEFAULT), own[0]),
+        )
+        line = f"- {' at '.join(case)}: fastest is *{fastest['form']}* in {fastest['precision']}"
+        line += f", {fastest['fit (ms)']} ms"
+        line += f"; as `fit` does it: {default['fit (ms)']} ms in {default['precision']}"
+        if default["aim"] and default["ratio"]:
+            reached = "reached" if default["ratio"] >= default["aim"] else "NOT reached"
+            line += f"; the aim of {default['aim']} times the textbook loop is {reached} ({default['ratio']})"
+        yield line
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="at most that long; 10")
+    parser.add_argument("--dry", action="store_true", help="the whole sequence on the CPU with tiny sizes")
+    arguments = parser.parse_args()
+    if not arguments.dry and not torch.cuda.is_available():
+        sys.exit("No CUDA card, or a PyTorch without CUDA. With --dry the whole sequence runs on the CPU.")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    report = Report(arguments.minutes, arguments.dry)
+    print(f"On {report.found['card']}, torch {torch.__version__}.")
+    print(f"About 1 minute of tests, 3 of steps, 1 of denoising and 4 of notebooks; at most {arguments.minutes:g}.")
+    options = dict(device="cuda", seed=0, precision="auto", warm=20, steps=200)
+    cases, side, steps, budget = CASES, 256, 1800, "full"
+    others = ["bfloat16", "float16", "float32"]
+    if arguments.dry:
+        options |= dict(device="cpu", warm=2, steps=8)
+        cases, side, steps, budget = [("net 1", 64, 96, 5), ("net 2", 64, 64, None)], 64, 20, "smoke"
+        others.remove("float16")
+    elif torch.cuda.get_device_capability()[0] < 8:
+        print("This card computes no bfloat16: left out.")
+        others.remove("bfloat16")
+    own = str(dip.choose_precision("auto", options["device"]))[6:]
+    others = [precision for precision in others if precision != own]
+    try:
+        run_tests(report)
+        for name, height, width, aim in cases:
+            compare_steps(report, name, (height, width), aim, options, others)
+        denoise(report, side, steps, options)
+        run_notebooks(report, budget)
+    except KeyboardInterrupt:
+        report.fail("the rest", "stopped by hand")
+    if report.found["steps"]:
+        show([{k: v for k, v in row.items() if k not in ("aim", "remarks")} for row in report.found["steps"]])
+    failed = report.found["failed"]
+    print(f"\n{FOLDER / 'cuda.md'}\n{FOLDER / 'cuda.json'}\n{len(failed)} parts failed", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

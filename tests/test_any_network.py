@@ -1,0 +1,352 @@
+"""`fit` trains any module: a student's own, one on signals, one of another library; and any loss."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import dip_utils as dip
+from dip_utils.engine.machine import tuned
+
+from .conftest import build
+from .textbook import textbook
+
+
+def weighted(network, seed=0):
+    """The network with weights that do not touch the global random state."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            bound = max(1, parameter[0].numel()) ** -0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+    return network
+
+
+def skipping(layer, *arguments, **options):
+    return nn.utils.skip_init(layer, *arguments, **options)
+
+
+class Plain(nn.Module):
+    """What a student writes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = skipping(nn.Conv2d, 2, 6, 3, padding=1)
+        self.second = skipping(nn.Conv2d, 6, 3, 3, padding=1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.second(torch.relu(self.first(x))))
+
+
+class Branches(Plain):
+    """One branch has no parameters, one layer is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(2)
+        self.again = skipping(nn.Conv2d, 6, 6, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.again(self.again(F.interpolate(self.first(self.pool(x)), scale_factor=2)))
+        return torch.sigmoid(self.second(F.instance_norm(y)) + x.mean())
+
+
+class Tied(Plain):
+    """Two layers share one parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.third = skipping(nn.Conv2d, 6, 6, 3, padding=1)
+        self.fourth = skipping(nn.Conv2d, 6, 6, 3, padding=1)
+        self.fourth.weight = self.third.weight
+
+    def forward(self, x):
+        y = self.fourth(torch.relu(self.third(torch.relu(self.first(x)))))
+        return torch.sigmoid(self.second(y))
+
+
+class Unused(Plain):
+    """A layer that nothing is made of, and a frozen one."""
+
+    def __init__(self):
+        super().__init__()
+        self.forgotten = skipping(nn.Linear, 3, 3)
+        self.second.weight.requires_grad_(False)
+
+
+class Coordinates(Plain):
+    """Makes a tensor of its own in forward, which the meta device does not know of."""
+
+    def forward(self, x):
+        return super().forward(x + torch.linspace(0, 1, x.shape[-1]).to(x.dtype))
+
+
+class Deciding(Plain):
+    """Reads a number in forward."""
+
+    def forward(self, x):
+        return super().forward(x if x.mean().item() > -1 else -x)
+
+
+class Attention(nn.Module):
+    """As a U-Net of another library may have it: group norm, attention, transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = skipping(nn.Conv2d, 2, 8, 4, stride=4)
+        self.norm = nn.GroupNorm(2, 8)
+        self.mix = skipping(nn.Linear, 8, 24)
+        self.up = skipping(nn.ConvTranspose2d, 8, 3, 4, stride=4)
+
+    def forward(self, x):
+        y = self.norm(self.down(x))
+        query, key, value = self.mix(y.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(y.shape)
+        return torch.sigmoid(self.up(F.silu(y + mixed)))
+
+
+class Narrow(dip.SkipNetwork):
+    """A student's variant of ours."""
+
+    def forward(self, z):
+        return super().forward(z) * 0.9 + 0.05
+
+
+NETWORKS = {
+    "a student's": Plain,
+    "branches": Branches,
+    "tied weights": Tied,
+    "unused and frozen weights": Unused,
+    "a tensor of its own": Coordinates,
+    "a decision": Deciding,
+    "attention": Attention,
+    "a sequence": lambda: nn.Sequential(skipping(nn.Conv2d, 2, 3, 1), nn.Sigmoid()),
+    "SkipNetwork inherited": lambda: Narrow(2, (4, 6), (2, 0), seed=0),
+    "SkipNetwork inside": lambda: nn.Sequential(build(), nn.LeakyReLU()),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_is_trained_as_by_the_textbook(z, photograph, name):
+    def network():
+        return weighted(NETWORKS[name]())
+
+    expected = textbook(z, photograph, 12, network=network())
+    trained = network()
+    with tuned(large=0):
+        run = dip.fit(trained, z, photograph, steps=12, device="cpu", precision="float64", keep=(0, 12))
+    assert np.allclose(run.loss, expected.loss, rtol=1e-8)
+    assert torch.allclose(run.output, expected.outputs[12].float(), atol=1e-6)
+    assert {p.dtype for p in trained.parameters()} == {torch.float32} and trained.training
+    assert all(p.grad is None for p in trained.parameters())
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_in_short_floats(z, photograph, name, precision):
+    networks = [weighted(NETWORKS[name]()) for _ in range(3)]
+    whole, part = (
+        dip.fit(network, z, photograph, steps=steps, device="cpu", precision=precision)
+        for network, steps in zip(networks, (20, 12), strict=False)
+    )
+    assert np.isfinite(whole.loss).all() and whole.loss[-1] < whole.loss[0]
+    rest = dip.fit(networks[2], z, photograph, steps=8, device="cpu", precision=precision, start=part)
+    assert np.array_equal(rest.loss, whole.loss) and torch.equal(rest.output, whole.output)
+    # Only of our own network is it known that it stands less.
+    assert precision != "auto" or "SkipNetwork i" in name or whole.precision == "float32"
+
+
+@pytest.mark.parametrize("name", ["a tensor of its own", "a decision"])
+def test_what_cannot_be_foreseen_is_said(z, photograph, name, capsys):
+    dip.fit(weighted(NETWORKS[name]()), z, photograph, steps=1, device="cpu")
+    assert "How much memory this network needs cannot be foreseen" in capsys.readouterr().out
+    dip.fit(weighted(Plain()), z, photograph, steps=1, device="cpu")
+    assert capsys.readouterr().out == ""
+
+
+def test_running_statistics_are_those_of_the_steps_alone(z, photograph):
+    """The trial before the fit leaves no trace in them; a finished run is used in eval mode."""
+    network = nn.Sequential(skipping(nn.Conv2d, 2, 3, 1), nn.BatchNorm2d(3), nn.Sigmoid())
+    for precision in ("float32", "bfloat16"):
+        norm = weighted(network)[1]
+        norm.reset_running_stats()
+        with tuned(large=0):
+            run = dip.fit(network, z, photograph, steps=30, device="cpu", precision=precision)
+        assert norm.num_batches_tracked == 31 and norm.running_mean.dtype == torch.float32
+        assert norm.running_var.min() > 0 and (norm.running_mean != 0).all()
+        assert torch.isfinite(network.eval()(z[None])).all() and np.isfinite(run.loss).all()
+        network.train()
+
+
+def test_hooks_see_every_step_and_stay(z, photograph):
+    network, seen = weighted(Plain()), []
+    network.first.register_forward_hook(lambda layer, inputs, output: seen.append(output.device.type))
+    dip.fit(network, z, photograph, steps=5, device="cpu")
+    assert seen.count("cpu") == 6
+    network(z[None])
+    assert seen.count("cpu") == 7
+
+
+class Signal(nn.Module):
+    """An hourglass of one scale on (1, C, T)."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(
+            skipping(nn.Conv1d, 4, 8, 3, stride=2, padding=1, padding_mode="reflect"),
+            nn.BatchNorm1d(8, track_running_stats=False),
+            nn.LeakyReLU(0.2),
+        )
+        self.up = skipping(nn.Conv1d, 8, 1, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x):
+        return self.up(F.interpolate(self.down(x), scale_factor=2, mode="linear"))
+
+
+def test_one_dimensional_network_on_a_signal(tmp_path):
+    time = torch.linspace(0, 1, 200)
+    clean = torch.sin(12 * time)[None]
+    noise = torch.randn(1, 200, generator=torch.Generator().manual_seed(0))
+    z, noisy = dip.random_input(4, 200, seed=0), clean + 0.3 * noise
+    expected = textbook(z, noisy, 12, network=weighted(Signal()))
+    run = dip.fit(weighted(Signal()), z, noisy, steps=12, device="cpu", precision="float64", reference=clean)
+    assert np.allclose(run.loss, expected.loss, rtol=1e-8) and run.output.shape == (1, 200)
+    operator = lambda x: x[..., ::2]  # noqa: E731
+    options = dict(operator=operator, stop=dip.HoldOut(20, None, first=9), trace=50, keep=(0, 60), reference=clean)
+    run = dip.fit(weighted(Signal()), z, noisy[:, ::2], steps=60, device="cpu", precision="bfloat16", **options)
+    assert run.average_psnr[-1] > run.average_psnr[0] and run.trace.shape == (61, 50)
+    run.save(tmp_path / "signal.pt")
+    assert torch.equal(dip.load_fit(tmp_path / "signal.pt").chosen, run.chosen)
+
+
+def test_large_network_of_any_kind_is_refused_with_advice(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2e9))
+    image = torch.zeros(3, 4096, 4096)
+    with pytest.raises(MemoryError, match=r"z: a fit of 4096 × 4096 needs about .* GB, 2.0 GB are free on cpu; wants"):
+        dip.fit(weighted(Plain()), image[:2], image, steps=1, device="cpu")
+
+
+BAD_NETWORKS = {
+    "frozen": (lambda: weighted(Plain()).requires_grad_(False), "wants at least one that requires a gradient"),
+    "without parameters": (nn.Sigmoid, "wants at least one that requires a gradient"),
+    "of two images": (lambda: Twice(weighted(Plain())), r"got one that makes \(2, 3, 32, 48\) of z; wants one image"),
+    "of a vector": (lambda: nn.Sequential(weighted(Plain()), nn.Flatten()), "wants one image"),
+    "of a tuple": (lambda: Pair(weighted(Plain())), "got one that makes tuple of z"),
+    "of float32 alone": (
+        lambda: nn.Sequential(build(), skipping(nn.Conv2d, 3, 3, 1)),
+        "network: got one that fails on a tensor of 1 × 2 × 32 × 48, bfloat16, on cpu: .*; wants one that computes",
+    ),
+    "of other channels": (lambda: skipping(nn.Conv2d, 5, 3, 1), r"network: got one that fails on .* 1 × 2 × 32 × 48"),
+}
+
+
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).repeat(2, 1, 1, 1)
+
+
+class Pair(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize("name", BAD_NETWORKS)
+def test_network_that_cannot_be_fitted_is_refused(z, photograph, name):
+    make, words = BAD_NETWORKS[name]
+    with pytest.raises(ValueError, match=words):
+        dip.fit(make(), z, photograph, steps=1, device="cpu", precision="bfloat16")
+
+
+# --- operators
+
+
+class Stubborn(nn.Module):
+    """Holds what cannot be copied: the output of a layer."""
+
+    def __init__(self, kernel):
+        super().__init__()
+        self.kernel = kernel.requires_grad_() * 1
+
+    def forward(self, x):
+        return x * self.kernel
+
+
+def test_operator_that_cannot_be_copied_is_refused_in_words(z, photograph):
+    with pytest.raises(TypeError, match=r"operator: got a module that cannot be copied: .*; wants one that can"):
+        dip.fit(build(), z, photograph, steps=1, device="cpu", operator=Stubborn(torch.ones(48)))
+    # As a plain function it is taken as it is.
+    module = Stubborn(torch.ones(48))
+    assert dip.fit(build(), z, photograph, steps=1, device="cpu", operator=lambda x: module(x)).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        (torch.fft.fft2, "operator: got one that returns torch.complex64; wants one that returns a tensor of real"),
+        (lambda x: x.round().long(), "operator: got one whose result has no gradient; wants a differentiable function"),
+        (lambda x: (x, x), "operator: got one that returns tuple"),
+    ],
+)
+def test_operator_whose_result_cannot_be_fitted_is_refused(z, photograph, operator, words):
+    with pytest.raises(TypeError, match=words):
+        dip.fit(build(), z, photograph, steps=1, device="cpu", operator=operator)
+
+
+def test_fourier_measurements_are_fitted_as_real_numbers(z, photograph):
+    measure = lambda x: torch.view_as_real(torch.fft.rfft2(x)).flatten(3)  # noqa: E731
+    run = dip.fit(build(), z, measure(photograph[None])[0] / 100, steps=3, operator=lambda x: measure(x) / 100)
+    assert np.isfinite(run.loss).all()
+
+
+# --- losses
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "words"),
+    [
+        (None, TypeError, "loss: got NoneType; wants a function"),
+        ("l1", TypeError, "loss: got str; wants a function"),
+        (lambda output, target: (output - target).abs(), TypeError, "loss: got one that returns no number"),
+        (lambda output, target: ((output - target) ** 2).mean().item(), TypeError, "loss: got one that returns no num"),
+        (lambda output, target: (output[..., 1:] - target).mean(), ValueError, "loss: got one that fails on"),
+    ],
+)
+def test_loss_that_cannot_be_used_is_refused(z, photograph, loss, error, words):
+    with pytest.raises(error, match=words):
+        dip.fit(build(), z, photograph, steps=1, loss=loss, device="cpu")
+
+
+def test_loss_may_be_a_module_and_of_double_precision(z, photograph):
+    plain = dip.fit(build(), z, photograph, steps=5, device="cpu", precision="float32")
+    for loss in (nn.MSELoss(), lambda output, target: F.mse_loss(output.double(), target.double())):
+        run = dip.fit(
+            build(),
+            z,
+            photograph,
+            steps=5,
+            loss=loss,
+            device="cpu",
+            precision="float32",
+            reference=z[:1] + 0 * photograph,
+        )
+        assert np.allclose(run.loss, plain.loss, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_absolute_error_removes_salt_and_pepper_that_squares_cannot():
+    """Squared errors put every pixel at its mean, which salt and pepper move; absolute ones at its median."""
+    clean = dip.resize(dip.sample("chelsea"), 64, 64)
+    noisy, z = dip.add_salt_and_pepper(clean, 0.3, seed=0), dip.random_input(8, 64, 64, seed=0)
+    absolute, squared = (
+        dip.fit(
+            dip.SkipNetwork(8, (16, 32), (4, 4), seed=0), z, noisy, steps=200, learning_rate=0.02, loss=loss,
+            reference=clean, device="cpu", precision="float32",
+        )
+        for loss in (F.l1_loss, F.mse_loss)
+    )  # fmt: skip
+    # Even at the best of its steps.
+    assert absolute.average_psnr[-1] > squared.average_psnr.max() + 3
