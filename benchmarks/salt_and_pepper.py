@@ -1,8 +1,8 @@
 """Salt-and-pepper noise: an L1 loss against the mean squared error, on a bundled photograph.
 
 Network 2, chelsea, 96 × 96, a tenth of the values set to 0 or 1, 1000 steps each;
-some minutes. Both losses get the best step that there is, by
-the clean image, and the step that hold-out finds without it.
+some minutes. Noted is the best step that there is, found with the clean image,
+and the one that hold-out finds without it.
 """
 
 from torch.nn import functional as F

@@ -59,7 +59,7 @@ def add_salt_and_pepper(image, share, *, seed):
     check_number("share", share, least=0)
     if share > 1:
         raise ValueError(f"share: got {share}; wants at most 1")
-    chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"))
+    chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32)
     return image.masked_fill(chance < share, 1).masked_fill(chance < share / 2, 0)
 
 
@@ -67,7 +67,7 @@ def uniform_noise(channels, *size, seed):
     """An image, or a signal of one size, of independent values, uniform in [0, 1)."""
     for name, value in (("channels", channels), *(("size", side) for side in size)):
         check_integer(name, value, 1)
-    return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"))
+    return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"), dtype=torch.float32)
 
 
 def shuffle_rows_and_columns(image, *, seed):

@@ -191,6 +191,15 @@ def test_hooks_see_every_step_and_stay(z, photograph):
     assert seen.count("cpu") == 7
 
 
+def test_the_channels_are_innermost_where_that_is_known_to_be_right(z, photograph):
+    """It is faster; PyTorch's instance norm has a wrong gradient there."""
+    for network, layer, innermost in ((build(), "head", True), (weighted(Branches()), "second", False)):
+        seen = []
+        getattr(network, layer).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # noqa: B023
+        dip.fit(network, z, photograph, steps=1, device="cpu", precision="float32")
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last) == innermost
+
+
 class Signal(nn.Module):
     """An hourglass of one scale on (1, C, T)."""
 

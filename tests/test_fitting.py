@@ -62,8 +62,8 @@ def test_options_are_those_of_the_textbook(z, photograph):
 
 
 def test_average_weighs_the_newest_output_by_a_hundredth(z, photograph):
-    run = fit(z, photograph, 130, precision="float64")
-    assert torch.allclose(run.average, textbook(z, photograph, 130).averages[-1].float(), atol=1e-5)
+    run = fit(z, photograph, 120, precision="float64")
+    assert torch.allclose(run.average, textbook(z, photograph, 120).averages[-1].float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -519,6 +519,7 @@ def test_hopeless_divergence_stops_with_the_best_state(z, photograph):
     assert torch.isfinite(run.output).all()
 
 
+@pytest.mark.slow
 def test_isolated_spikes_do_not_end_a_long_run():
     image = dip.resize(dip.sample("chelsea"), 8, 8)
     network, z = build(1, (2,), (0,)), dip.random_input(1, 8, 8, seed=0)
@@ -573,8 +574,8 @@ def test_watch_sees_the_run_so_far(z, photograph):
         seen.append((run.steps, run.running, len(run.psnr), tuple(run.output.shape), best))
 
     # Long enough to be seen twice a second and not only at the end.
-    run = fit(z, photograph, 300, watch=watch, reference=photograph, operator=Slow(0.003))
-    assert seen[-1] == (300, False, 301, (3, 32, 48), max(run.psnr))
+    run = fit(z, photograph, 200, watch=watch, reference=photograph, operator=Slow(0.003))
+    assert seen[-1] == (200, False, 201, (3, 32, 48), max(run.psnr))
     assert all(running and length == steps + 1 for steps, running, length, *_ in seen[:-1]) and len(seen) > 1
     assert len(seen) <= 2 * run.seconds + 2
 
@@ -639,3 +640,11 @@ def test_the_allocator_is_left_alone_until_the_first_fit():
         said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
         before, after = map(int, said.splitlines()[-1].split())
         assert before == 0 and (after > 0) == used
+
+
+def test_a_reference_given_later_is_used_from_there_on(z, photograph):
+    part = fit(z, photograph, 5)
+    rest = fit(z, photograph, 3, start=part, reference=photograph)
+    assert np.isnan(rest.psnr[:5]).all() and np.isfinite(rest.psnr[5:]).all()
+    assert rest.psnr[5] == pytest.approx(dip.psnr(photograph, part.output), abs=1e-4)
+    assert rest.average_psnr[5] == pytest.approx(dip.psnr(photograph, part.average), abs=1e-4)

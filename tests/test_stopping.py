@@ -76,11 +76,11 @@ def test_least_value_is_chosen_and_patience_ends_the_search():
 
 def test_variances_of_a_run_are_those_of_its_outputs(z, noisy):
     """Of all values there, of some of them by sampling, and after a part of the run without a trace."""
-    run = fit(z, noisy, 70, trace=noisy.numel(), keep=range(71))
-    outputs = torch.stack([run.kept[step].flatten() for step in range(71)])
-    some = fit(z, noisy, 70, trace=1000)
-    late = fit(z, noisy, 60, start=fit(z, noisy, 10), trace=noisy.numel())
-    assert some.trace.shape == (71, 1000) and late.trace.shape == (71, noisy.numel())
+    run = fit(z, noisy, 40, trace=noisy.numel(), keep=range(41))
+    outputs = torch.stack([run.kept[step].flatten() for step in range(41)])
+    some = fit(z, noisy, 40, trace=1000)
+    late = fit(z, noisy, 30, start=fit(z, noisy, 10), trace=noisy.numel())
+    assert some.trace.shape == (41, 1000) and late.trace.shape == (41, noisy.numel())
     assert late.trace[:10].isnan().all()
     for variance in (lambda x: dip.windowed_variance(x, window=20), lambda x: dip.exponential_variance(x, weight=0.2)):
         curve = variance(run.trace)
