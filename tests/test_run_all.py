@@ -94,7 +94,7 @@ def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
     prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert not [text for text in prose if re.search(r"\$[^$]+\$|\\\(|\\\[", text)]
     sliders = [cell for cell in notebook.cells if cell.cell_type == "code" and "dip.browse(" in cell.source]
-    assert sum("dip-browse-" in script.text for script in soup.find_all("script")) >= len(sliders) > 0
+    assert sum("data-browse" in script.text for script in soup.find_all("script")) >= len(sliders) > 0
 
 
 def packed(pixels):
