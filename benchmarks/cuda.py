@@ -95,9 +95,9 @@ class Report:
 
 
 def error_in(lines):
-    """The last line that names an error, or the last one."""
+    """The first line that names an error, from which the others follow, or the last line."""
     named = [line for line in lines if re.match(r"(E +)?[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return (named or lines or ["it said nothing"])[-1]
+    return named[0] if named else (lines or ["it said nothing"])[-1]
 
 
 def wait(process, log, seconds):

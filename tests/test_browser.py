@@ -75,7 +75,7 @@ panel = dip.OwnImagePanel(try_it, image, steps=400)""",
 VISIBLE = "root => [...root.querySelectorAll('img')].filter(i => i.checkVisibility()).map(i => i.src)"
 BROKEN = "() => [...document.images].filter(i => i.src.startsWith('data:') && !(i.complete && i.naturalWidth)).length"
 FINISHED = """() => {
-  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim());
+  const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
   return prompts.length && prompts.every(text => /^\\[\\d+\\]:$/.test(text));
 }"""
 # Contrast, as WCAG defines it, of an element's text against the first opaque background behind it.
@@ -228,7 +228,7 @@ def wait_until_finished(page, seconds):
 def save(page, lab, name):
     before = (lab.root / f"{name}.ipynb").stat().st_mtime_ns
     # In command mode; a focused slider keeps all keys to itself.
-    page.locator(".jp-Notebook .jp-InputPrompt").first.click()
+    page.locator(".jp-Notebook .jp-InputArea-prompt").first.click()
     page.keyboard.press("Control+s")
     for _ in range(300):
         if (lab.root / f"{name}.ipynb").stat().st_mtime_ns != before:
