@@ -111,7 +111,21 @@ def test_cells_are_short(code):
 def test_numbers_in_the_prose_are_reported_or_printed(notebook, code):
     """A decimal number in the text is the report's or the paper's, or an output prints it."""
     published = {"20.364", "29.910", "30.561", "29.831", "30.101", "23.753", "29.22", "30.43", "31.00"}
-    published |= {"0.05", "29.90", "28.43", "27.00", "26.05", "30.26", "31.42", "0.01", "0.2", "0.8", "2.1", "3.1", "3.2"}
+    published |= {
+        "0.05",
+        "29.90",
+        "28.43",
+        "27.00",
+        "26.05",
+        "30.26",
+        "31.42",
+        "0.01",
+        "0.2",
+        "0.8",
+        "2.1",
+        "3.1",
+        "3.2",
+    }
     known = published | {*decimals(printed(code))}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
