@@ -28,6 +28,7 @@ LARGE = 250_000
 #: Seconds after which a cell without a live plot is said to be still at work.
 PULSE = 20
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PICTURES = ("image/png", "image/jpeg")
 #: How the description of the picture begins that stands on a notebook's first screen.
 FIRST_SCREENS = {
     "1_parametrization": "Film strip",
@@ -186,8 +187,7 @@ def finish_page(page, notebook):
             file = base64.b64encode((HERE / picture["src"]).read_bytes()).decode()
             picture["src"] = f"data:image/{Path(picture['src']).suffix[1:]};base64,{file}"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    kinds = ("image/png", "image/jpeg")
-    described = [output.metadata[kind] for output in outputs for kind in kinds if kind in output.get("data", {})]
+    described = [output.metadata[kind] for output in outputs for kind in PICTURES if kind in output.get("data", {})]
     # Those of the sliders have theirs already.
     pictures = soup.select(".jp-OutputArea-output.jp-RenderedImage img")
     for picture, about in zip(pictures, described, strict=True):
@@ -209,7 +209,7 @@ def write_first_screens():
     for name, description in FIRST_SCREENS.items():
         cells = nbformat.read(HERE / f"{name}.ipynb", as_version=4).cells
         for output in (output for cell in cells for output in cell.get("outputs", [])):
-            kind = next((kind for kind in ("image/png", "image/jpeg") if kind in output.get("data", {})), None)
+            kind = next((kind for kind in PICTURES if kind in output.get("data", {})), None)
             if kind and output.metadata[kind]["alt"].startswith(description):
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")
                 (HERE.parent / "images" / f"{name}.jpg").write_bytes(encoded(picture, "jpeg", quality=90))

@@ -120,8 +120,6 @@ def _rehearse_network(network, z, settings):
     """The shape of what the network makes of z; raise where it fails or the memory will not do."""
     try:
         output, kept = dry_pass(network, z.shape, settings.precision)
-    except ValueError:
-        raise
     except (RuntimeError, NotImplementedError, TypeError):
         # It needs numbers, or has a tensor that is no parameter of it: try it for real.
         output, kept = _attempt("network", network, settings.device, settings.precision, z[None]), None

@@ -254,9 +254,9 @@ class Problem:
 
     def restore(self, saved, step):
         """Take up copies of the tensors of `state` as they were at a step."""
-        state = {name: tensor for name, tensor in self.state().items() if name in saved}
-        for name, tensor in state.items():
-            tensor.copy_(saved[name])
+        for name, tensor in self.state().items():
+            if name in saved:
+                tensor.copy_(saved[name])
         self.count.fill_(step)
         for moments in self.optimizer.state.values():
             moments["step"].fill_(step)
