@@ -549,6 +549,18 @@ def test_a_slow_beginning_is_no_divergence(z, steps):
         assert not run.diverged and run.remarks == []
 
 
+def test_as_good_as_one_colour_is_no_divergence(z):
+    """What a network has not begun to learn is left at about the loss of one colour, a little above or below."""
+    target = dip.uniform_noise(3, 32, 48, seed=0)
+    flat = nn.utils.skip_init(nn.Conv2d, z.shape[0], 3, 1)
+    with torch.no_grad():
+        flat.weight.zero_()
+        flat.bias.copy_(target.mean((1, 2)) + 0.01)
+    run = fit(z, target, 50, network=flat, learning_rate=1e-7)
+    assert run.loss[-1] > (target - target.mean((1, 2), keepdim=True)).square().mean()
+    assert not run.diverged and run.remarks == []
+
+
 # --- watching
 
 

@@ -89,7 +89,10 @@ class Guard:
         return step
 
     def _is_hopeless(self, losses, first):
-        """Whether losses are worse than a flat image's, and than the untrained network's or constant: saturated."""
+        """Whether losses are worse than a flat image's, and than the untrained network's or constant: saturated.
+
+        Worse by a twentieth: a network that has learnt nothing of a noise yet is about as good as a flat image.
+        """
         middle = losses.median()
         constant = losses.max() - losses.min() < middle.abs() / 1000
-        return bool(middle > self.flat and (middle > first or constant))
+        return bool(middle > 1.05 * self.flat and (middle > first or constant))
