@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: run lab test lint fast slow notebooks colab benchmark stopping report gain cuda publish address clean
+.PHONY: run lab test lint fast slow notebooks colab benchmark denoising stopping report gain cuda publish address clean
 
 run: $(READY)
 	$(BIN)/python notebooks/run_all.py
@@ -48,6 +48,10 @@ colab: $(READY) .venv-colab/ready
 # A step of fit beside the textbook loop; some minutes.
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.benchmark $(ARGS)
+
+# Denoising beside classical methods; two hours. Of your own pictures: ARGS="--folder my_pictures"
+denoising: $(READY)
+	$(BIN)/python -m benchmarks.denoising $(ARGS)
 
 # When to stop: every photograph, three noise levels; about half an hour.
 stopping: $(READY)

@@ -1,4 +1,4 @@
-"""What several benchmarks need: the cases, a line of progress, tables that survive a stop, processes of their own."""
+"""What several benchmarks need: cases, a line of progress, runs and tables that survive a stop, own processes."""
 
 import json
 import os
@@ -19,6 +19,8 @@ RESULTS = ROOT / "results"
 SIGMA = 25 / 255
 NETWORKS = {"net 1": dip.PARAMETRIZATION, "net 2": dip.RESTORATION}
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+#: A long run is saved whenever it has done so many steps more.
+PIECE = 200
 
 
 def square(name, side):
@@ -28,9 +30,10 @@ def square(name, side):
     return dip.resize(dip.crop(image, whole, whole), side, side)
 
 
-def restoration(size, seed):
+def restoration(size, seed, channels=3):
     """Network 2 and its z."""
-    return dip.SkipNetwork(**dip.RESTORATION, seed=seed), dip.random_input(32, *size, seed=seed)
+    network = dip.SkipNetwork(**dip.RESTORATION, output_channels=channels, seed=seed)
+    return network, dip.random_input(32, *size, seed=seed)
 
 
 class Progress:
@@ -51,6 +54,20 @@ class Progress:
         print(
             f"{self.name}: step {run.steps} of {total}{quality}, {step:.2f} s a step, {left:.0f} min left", flush=True
         )
+
+
+def fit_in_pieces(saved, name, *problem, steps, **options):
+    """As `dip.fit`, in pieces of which each is saved in a file; goes on from there where the file is there."""
+    run = dip.load_fit(saved) if saved.exists() else None
+    done, watch = run.steps if run else 0, Progress(name, steps)
+    while run is None or done < steps:
+        run = dip.fit(*problem, steps=min(PIECE, steps - done), start=run, watch=watch, **options)
+        run.save(saved)
+        done = run.steps
+        print(f"{name}: {run}, average {run.average_psnr[-1]:.2f} dB", flush=True)
+        if run.interrupted:
+            sys.exit("The same command goes on from there.")
+    return run
 
 
 class Table:

@@ -10,17 +10,14 @@ results/, and the same command goes on where it was stopped.
 
 import argparse
 import statistics
-import sys
 
 import dip_utils as dip
 
-from .common import HERE, RESULTS, SIGMA, Progress, Table, restoration, show
+from .common import HERE, RESULTS, SIGMA, Table, fit_in_pieces, restoration, show
 
 FOLDER = RESULTS / "report_images"
 STEPS = {2: 1800, 3: 2000}
 SEEDS = {2: (0, 1, 2), 3: (0,)}
-#: A run is saved whenever it has done so many steps more.
-PIECE = 200
 TITLES = {
     2: "Requirement 2: denoising F16, 512 × 512, σ = 25/255, 1800 steps",
     3: "Requirement 3: zebra enlarged four times, to 576 × 384 (width × height), 2000 steps",
@@ -59,24 +56,14 @@ def measure(requirement, path, seed):
     """One row: one run, in pieces that are saved."""
     clean, target, operator, before = PROBLEMS[requirement](path, seed)
     network, z = restoration(clean.shape[1:], seed)
-    steps, saved = STEPS[requirement], saved_run(requirement, seed)
-    run = dip.load_fit(saved) if saved.exists() else None
-    done = run.steps if run else 0
-    watch = Progress(f"requirement {requirement}, seed {seed}", steps)
-    while done < steps:
-        run = dip.fit(
-            network, z, target, operator=operator, steps=min(PIECE, steps - done), reference=clean, seed=seed,
-            start=run, watch=watch,
-        )  # fmt: skip
-        run.save(saved)
-        done = run.steps
-        print(f"requirement {requirement}, seed {seed}: {run}, average {run.average_psnr[-1]:.2f} dB", flush=True)
-        if run.interrupted:
-            sys.exit("The same command goes on from there.")
+    run = fit_in_pieces(
+        saved_run(requirement, seed), f"requirement {requirement}, seed {seed}", network, z, target,
+        operator=operator, steps=STEPS[requirement], reference=clean, seed=seed,
+    )  # fmt: skip
     found = {"before": before, "last": float(run.psnr[-1]), "average": float(run.average_psnr[-1])}
     key = {"requirement": requirement, "seed": seed}
     rounded = {name: round(value, 3) for name, value in found.items()}
-    return key | rounded | {"seconds": round(run.seconds), "steps": done, "precision": run.precision}
+    return key | rounded | {"seconds": round(run.seconds), "steps": run.steps, "precision": run.precision}
 
 
 def table(rows, requirement):

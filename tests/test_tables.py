@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from benchmarks import gain, report_images, salt_and_pepper, stopping
+from benchmarks import denoising, gain, report_images, salt_and_pepper, stopping
 
 from .test_notebook_files import NOTEBOOKS, ROOT, decimals, printed
 
@@ -64,6 +64,7 @@ def results(name):
     [
         ("### Requirement 2", "report_images", lambda rows: report_images.table(rows, 2)),
         ("### Requirement 3", "report_images", lambda rows: report_images.table(rows, 3)),
+        ("## Denoising, blind", "denoising", denoising.table),
         ("## When to stop", "stopping", stopping.table),
         ("## Salt and pepper", "salt_and_pepper", salt_and_pepper.table),
         ("## How the batch norms begin", "gain", gain.table),
