@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .corruption import add_gaussian_noise
-from .engine.checks import check_choice, check_image, check_integer, check_number
+from .engine.checks import check_choice, check_image, check_number, check_size
 from .metrics import psnr
 from .resampling import check_floating
 
@@ -61,22 +61,10 @@ def denoise(noisy, method, sigma, strength):
 
 
 def tune_denoiser(photographs, method, sigma):
-    """The strength that is best, in mean PSNR, on photographs whose clean versions are known.
+    """The strength that is best, in mean PSNR, on clean photographs (C, H, W) to which noise of `sigma` is added.
 
     The fair way to set a baseline's parameter: on other photographs than the one
     that it is judged on.
-
-    Parameters
-    ----------
-    photographs : sequence of Tensor (C, H, W)
-        Clean ones; noise of `sigma` is added to them.
-    method : str
-        As for `denoise`.
-    sigma : float
-
-    Returns
-    -------
-    float
     """
     check_choice("method", method, STRENGTHS)
     if not photographs:
@@ -94,21 +82,13 @@ class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
     With `fit(..., input_noise=0, precision="float32")` it is gradient descent on
-    the pixels themselves, from the image z.
-
-    Parameters
-    ----------
-    channels, *size : int
-        The shape of the image, (channels, height, width); of a signal (channels, time).
-
-    References
-    ----------
-    Deep Image Prior, section 3.2: super-resolution without a prior.
+    the pixels themselves, from the image z: `Pixels(channels, height, width)`, of a
+    signal `Pixels(channels, time)`. Deep Image Prior, section 3.2, has it as
+    super-resolution without a prior.
     """
 
     def __init__(self, channels, *size):
-        for name, value in (("channels", channels), *(("size", side) for side in size)):
-            check_integer(name, value, 1)
+        check_size(channels, size)
         super().__init__()
         self.change = nn.Parameter(torch.zeros(1, channels, *size))
 

@@ -1,7 +1,8 @@
 """What the lab does to a good image: noise, shuffles, compression.
 
 The four targets of the report's requirement 1 and the noise of requirement 2.
-What is random takes a seed and leaves the global random state alone.
+Images are (C, H, W), signals (C, T), of values in [0, 1]; the result has the same
+shape. What is random takes a seed and leaves the global random state alone.
 """
 
 import io
@@ -10,28 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .engine.checks import check_image, check_integer, check_number
+from .engine.checks import check_image, check_integer, check_number, check_size
 from .engine.machine import seeded
 from .images import to_uint8
 
 
 def add_gaussian_noise(image, sigma, *, seed, clip=True):
-    """Add white Gaussian noise N(0, sigma²).
+    """Add white Gaussian noise N(0, sigma²) to an image or a signal; sigma is 25/255 in the paper.
 
-    Parameters
-    ----------
-    image : Tensor, (C, H, W) or (C, T)
-        Values in [0, 1].
-    sigma : float
-        Standard deviation in units of the image's range: 25/255 in the paper.
-    seed : int
-    clip : bool
-        Clip the result to [0, 1], as a stored image would be (recipe B). The
-        report's recipe A does not: its target leaves [0, 1].
-
-    Returns
-    -------
-    Tensor, of the same shape
+    With `clip` the result is clipped to [0, 1], as a stored image would be (recipe
+    B of the report). Its recipe A does not: that target leaves [0, 1].
     """
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
@@ -41,39 +30,23 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
 
 
 def add_salt_and_pepper(image, share, *, seed):
-    """Set single values to 0 or 1, either as often; each channel of a pixel has its own chance.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W) or (C, T)
-        Values in [0, 1].
-    share : float
-        Of the values to be set, from 0 to 1.
-    seed : int
-
-    Returns
-    -------
-    Tensor, of the same shape
-    """
+    """Set a share of an image's or a signal's values to 0 or 1, either as often, each channel for itself."""
     image = check_image("image", image, signal=True)
-    check_number("share", share, least=0)
-    if share > 1:
-        raise ValueError(f"share: got {share}; wants at most 1")
+    check_number("share", share, least=0, most=1)
     chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32)
     return image.masked_fill(chance < share, 1).masked_fill(chance < share / 2, 0)
 
 
 def uniform_noise(channels, *size, seed):
     """An image, or a signal of one size, of independent values, uniform in [0, 1)."""
-    for name, value in (("channels", channels), *(("size", side) for side in size)):
-        check_integer(name, value, 1)
+    check_size(channels, size)
     return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"), dtype=torch.float32)
 
 
 def shuffle_rows_and_columns(image, *, seed):
     """Shuffle the elements of every row, then those of every column, within each channel.
 
-    Recipe A of the report (Figure 2): each channel of (C, H, W) keeps its values.
+    Recipe A of the report (Figure 2): each channel of an image keeps its values.
     """
     image = check_image("image", image)
     generator = seeded(seed, "shuffle")
@@ -86,8 +59,8 @@ def shuffle_rows_and_columns(image, *, seed):
 def shuffle_elements(image, *, seed):
     """One shuffle of all elements of the flattened array, channels mixed.
 
-    Recipe B of the report (Figure 3): only the multiset of the values of an image
-    (C, H, W) or a signal (C, T) is kept.
+    Recipe B of the report (Figure 3): of an image or a signal only the multiset of
+    its values is kept.
     """
     image = check_image("image", image, signal=True)
     order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"))
@@ -95,7 +68,7 @@ def shuffle_elements(image, *, seed):
 
 
 def permute_channels(image, order=(1, 2, 0)):
-    """Permute whole channels: the report's mistaken shuffle, which shuffles nothing."""
+    """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
     if sorted(order) != list(range(len(image))):
         raise ValueError(f"order: got {tuple(order)}; wants a permutation of the {len(image)} channels")
@@ -103,29 +76,15 @@ def permute_channels(image, order=(1, 2, 0)):
 
 
 def compress_jpeg(image, quality):
-    """Compress and decompress: 8 × 8 blocks, ringing at edges, lost colour.
+    """Compress an image of one or three channels with a quality from 1 to 95, and decompress it.
 
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-        Values in [0, 1], one channel or three, as the format has them.
-    quality : int
-        From 1 to 95, as Pillow takes it.
-
-    Returns
-    -------
-    Tensor, (C, H, W)
-
-    References
-    ----------
-    Deep Image Prior, section 3.1, blind restoration of a compressed image.
+    That leaves 8 × 8 blocks, ringing at edges and lost colour: section 3.1 of Deep
+    Image Prior restores such an image.
     """
     image = check_image("image", image)
     if len(image) not in (1, 3):
         raise ValueError(f"image: got {len(image)} channels; wants 1 or 3")
-    check_integer("quality", quality, 1)
-    if quality > 95:
-        raise ValueError(f"quality: got {quality}; wants at most 95")
+    check_integer("quality", quality, 1, most=95)
     file = io.BytesIO()
     Image.fromarray(to_uint8(image)).save(file, "JPEG", quality=int(quality))
     pixels = np.atleast_3d(np.asarray(Image.open(file), dtype=np.float32) / 255)

@@ -23,15 +23,9 @@ SAMPLES = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "co
 
 
 def sample(name):
-    """Load one of the bundled photographs, whole, as scikit-image has it: without rocket's colour profile.
+    """One of the bundled photographs, (3, H, W): "astronaut", "chelsea", "coffee" or "rocket".
 
-    Parameters
-    ----------
-    name : {"astronaut", "chelsea", "coffee", "rocket"}
-
-    Returns
-    -------
-    Tensor, (3, H, W)
+    Whole, and as scikit-image has it: without rocket's colour profile.
     """
     check_choice("name", name, SAMPLES)
     folder = FOLDERS[0] if (FOLDERS[0] / SAMPLES[name]).exists() else FOLDERS[1]
@@ -88,28 +82,28 @@ def load_image(path, *, longest=None, multiple=32, white=None):
     least = 2 * multiple if multiple > 1 else 1
     longest = longest and max(longest, least)
     image, done = decode(path, longest, white)
-    image = _shrink(image, longest, least, done)
-    image = _crop_to_multiples(image, multiple, least, path, done)
+    height, width = image.shape[1:]
+    scale = max(longest / max(height, width), least / min(height, width)) if longest else 1
+    if scale < 1:
+        image = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+        done.append(f"shrunk from {height} x {width} to {image.shape[1]} x {image.shape[2]}")
+        height, width = image.shape[1:]
+    cropped = height // multiple * multiple, width // multiple * multiple
+    if min(cropped) < least:
+        raise ValueError(
+            f"path: got {str(path)!r} of {height} × {width} pixels (height × width); "
+            f"wants at least {least} on each side"
+        )
+    if cropped != (height, width):
+        image = crop(image, *cropped)
+        done.append(f"cropped from {height} x {width} to {cropped[0]} x {cropped[1]}, multiples of {multiple}")
     if done:
         say(f"{path.name}: {'; '.join(done)}")
     return image
 
 
 def crop(image, height, width, *, top=None, left=None):
-    """Cut a rectangle out of an image.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    height, width : int
-        Size of the rectangle in pixels.
-    top, left : int, optional
-        Its upper left corner; centred where not given.
-
-    Returns
-    -------
-    Tensor, (C, height, width)
-    """
+    """The part (C, height, width) of an image (C, H, W) below and right of pixel (top, left), else the central one."""
     image = check_image("image", image, bounded=False)
     for name, value, least in (("height", height, 1), ("width", width, 1), ("top", top, 0), ("left", left, 0)):
         if value is not None or least:
@@ -125,18 +119,7 @@ def crop(image, height, width, *, top=None, left=None):
 
 
 def to_uint8(image):
-    """An image as Pillow and the browser want it.
-
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-        Values outside [0, 1] are clipped. Other than one or three channels give
-        their mean.
-
-    Returns
-    -------
-    ndarray of uint8, (H, W) or (H, W, 3)
-    """
+    """An image as Pillow and the browser want it: uint8, (H, W) or (H, W, 3), values outside [0, 1] clipped."""
     image = check_image("image", image, bounded=False)
     if len(image) not in (1, 3):
         image = image.mean(dim=0, keepdim=True)
@@ -145,14 +128,9 @@ def to_uint8(image):
 
 
 def save_image(image, path):
-    """Write an image as an 8-bit file; the ending of `path` names the format.
+    """Write an image (C, H, W) in [0, 1] as an 8-bit file; the ending of `path` names the format.
 
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-        Values in [0, 1]. Of other than one or three channels the mean is saved,
-        and a line says so.
-    path : str or Path
+    Of other than one or three channels the mean is saved, and a line says so.
     """
     image, path = check_image("image", image), Path(path)
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
@@ -160,27 +138,3 @@ def save_image(image, path):
     Image.fromarray(to_uint8(image)).save(path)
     if len(image) not in (1, 3):
         say(f"{path.name}: the mean of {len(image)} channels, in grey")
-
-
-def _shrink(image, longest, least, done):
-    """An image whose longer side is at most `longest`, unless the shorter one became less than `least`."""
-    height, width = image.shape[1:]
-    scale = max(longest / max(height, width), least / min(height, width)) if longest else 1
-    if scale >= 1:
-        return image
-    height, width = (max(1, round(side * scale)) for side in (height, width))
-    done.append(f"shrunk from {image.shape[1]} x {image.shape[2]} to {height} x {width}")
-    return resize(image, height, width)
-
-
-def _crop_to_multiples(image, multiple, least, path, done):
-    """The centre of an image, of sides that `multiple` divides."""
-    height, width = (side // multiple * multiple for side in image.shape[1:])
-    if min(height, width) < least:
-        raise ValueError(
-            f"path: got {str(path)!r} of {image.shape[1]} × {image.shape[2]} pixels (height × width); "
-            f"wants at least {least} on each side"
-        )
-    if (height, width) != image.shape[1:]:
-        done.append(f"cropped from {image.shape[1]} x {image.shape[2]} to {height} x {width}, multiples of {multiple}")
-    return crop(image, height, width)

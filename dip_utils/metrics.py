@@ -9,11 +9,17 @@ import torch
 from .engine.checks import check_image, check_integer, check_number, check_same_shape
 
 
+def _pair(reference, image, *, signal=True):
+    """Two images (or signals) of one shape, without gradients, or an error."""
+    reference = check_image("reference", reference, bounded=False, signal=signal)
+    image = check_image("image", image, bounded=False, signal=signal)
+    check_same_shape("image", image, "reference", reference)
+    return reference, image
+
+
 def mse(reference, image):
     """Mean squared error over all values of two images (C, H, W) or signals (C, T), as a float."""
-    reference = check_image("reference", reference, bounded=False, signal=True)
-    image = check_image("image", image, bounded=False, signal=True)
-    check_same_shape("image", image, "reference", reference)
+    reference, image = _pair(reference, image)
     return (reference.double() - image.double()).square().mean().item()
 
 
@@ -31,52 +37,31 @@ def psnr(reference, image, *, border=0):
     float
         10 log₁₀(1 / MSE), in dB; infinite for equal images.
     """
-    error = mse(reference, image)
+    reference, image = _pair(reference, image)
     check_integer("border", border, 0)
     if 2 * border >= min(reference.shape[1:]):
         raise ValueError(f"border: got {border}; wants less than half of {min(reference.shape[1:])}, the shorter side")
-    if border:
-        inside = (slice(None), *[slice(border, -border)] * (reference.ndim - 1))
-        error = mse(reference[inside], image[inside])
+    inside = (slice(None), *(slice(border, side - border) for side in reference.shape[1:]))
+    error = mse(reference[inside], image[inside])
     return -10 * math.log10(error) if error else math.inf
 
 
 def ssim(reference, image):
-    """Structural similarity with the Gaussian window of Wang et al. (2004), by scikit-image.
+    """Structural similarity of two images (C, H, W), at least 11 pixels on each side; 1 for equal ones.
 
-    Parameters
-    ----------
-    reference, image : Tensor, (C, H, W)
-        At least 11 pixels on each side.
-
-    Returns
-    -------
-    float
-        1 for equal images; the mean over the channels.
+    With the Gaussian window of Wang et al. (2004), the mean over the channels; by scikit-image.
     """
-    reference = check_image("reference", reference, bounded=False)
-    image = check_image("image", image, bounded=False)
-    check_same_shape("image", image, "reference", reference)
+    reference, image = _pair(reference, image, signal=False)
     if min(reference.shape[1:]) < 11:
         raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants at least 11 pixels on each side")
-    return float(
-        skimage.metrics.structural_similarity(
-            reference.numpy(),
-            image.numpy(),
-            channel_axis=0,
-            data_range=1,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
+    options = dict(channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    return float(skimage.metrics.structural_similarity(reference.numpy(), image.numpy(), **options))
 
 
 def luma(image):
-    """The luma Y of ITU-R BT.601 in studio range, on which super-resolution is scored.
+    """The luma Y of ITU-R BT.601, on which super-resolution is scored: (3, H, W) to (1, H, W).
 
-    A tensor (3, H, W) gives one of (1, H, W), from 16/255 for black to 235/255
-    for white.
+    In studio range, from 16/255 for black to 235/255 for white.
     """
     image = check_image("image", image, bounded=False)
     if len(image) != 3:
@@ -90,7 +75,7 @@ def _numbers(values):
 
 
 def share_explained(target, loss):
-    """The share of the target's variance that an output with this loss explains.
+    """The share of the target's variance that an output with this loss explains: 1 - loss / Var(target).
 
     1 is a perfect copy, 0 is as good as the target's mean colour alone. It makes
     losses on targets of unequal variance comparable.
@@ -98,13 +83,13 @@ def share_explained(target, loss):
     Parameters
     ----------
     target : Tensor, (C, H, W) or (C, T)
+        Its variance is that within the channels.
     loss : array_like
         Mean squared errors against `target`.
 
     Returns
     -------
     ndarray or float
-        1 - loss / Var(target), the variance being that within the channels.
     """
     target = check_image("target", target, bounded=False, signal=True)
     variance = target.double().flatten(1).var(dim=1, correction=0).mean().item()
@@ -121,28 +106,12 @@ def steps_to_reach(curve, level):
 
 
 def radial_power(image, *, bands=16):
-    """The power spectrum, averaged over directions: the power in low and in high spatial frequencies.
+    """The power spectrum of an image (C, H, W), averaged over directions and channels.
 
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    bands : int
-        Rings of equal width between the frequencies 0 and 1/2.
-
-    Returns
-    -------
-    frequency : ndarray, (bands,)
-        The middle of each ring, in cycles per pixel; 1/2 is a pattern that changes
-        from pixel to pixel.
-    power : ndarray, (bands,)
-        Mean over the ring and over the channels. The means of the channels are
-        taken out, and a Hann window keeps the borders from looking like detail.
-        White noise of variance v has power v in every ring.
-
-    Raises
-    ------
-    ValueError
-        If the image is too small for every ring to hold a frequency.
+    Its frequencies, 0 to 1/2 cycle per pixel (a pattern that changes from pixel to
+    pixel), are divided into rings of equal width: the middle of each ring and the
+    mean power in it are returned, two arrays (bands,). White noise of variance v
+    has power v in every ring. Each side must have 2 · bands pixels.
     """
     image = check_image("image", image, bounded=False)
     check_integer("bands", bands, 1)
@@ -152,6 +121,7 @@ def radial_power(image, *, bands=16):
     if min(height, width) < least:
         raise ValueError(f"image: got {height} × {width}; wants at least {least} on each side for {bands} bands")
     pixels = image.double().numpy()
+    # The window keeps the borders from looking like detail.
     taper = skimage.filters.window("hann", (height, width))
     pixels = (pixels - pixels.mean(axis=(1, 2), keepdims=True)) * taper
     power = (np.abs(np.fft.fft2(pixels)) ** 2).mean(axis=0) / (taper**2).sum()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .engine.checks import check_integer, check_number
+from .engine.checks import check_integer, check_number, check_size
 from .engine.machine import seeded
 
 #: Requirement 1 of the report: 572,827 parameters.
@@ -180,23 +180,12 @@ class SkipNetwork(nn.Module):
 
 
 def random_input(channels, *size, scale=0.1, seed):
-    """The network's input z: independent values, uniform in [0, scale).
+    """The network's input z, (channels, *size): independent values, uniform in [0, scale).
 
-    Parameters
-    ----------
-    channels : int
-        As many as the network's `input_channels`.
-    *size : int
-        Of the image: its height and width. One number, for a network on signals.
-    scale : float
-        1/10 in the paper and the report.
-    seed : int
-
-    Returns
-    -------
-    Tensor, (channels, *size)
+    As many channels as the network's `input_channels`, of the image's height and
+    width; for a network on signals, of one size. The scale is that of paper and
+    report.
     """
-    for name, value in (("channels", channels), *(("size", side) for side in size)):
-        check_integer(name, value, 1)
+    check_size(channels, size)
     check_number("scale", scale, above=0)
     return torch.rand(channels, *size, generator=seeded(seed, "input"), dtype=torch.float32) * scale

@@ -78,20 +78,11 @@ class LanczosDownsampler(nn.Module):
 
 
 def resize(image, height, width, method="lanczos"):
-    """Resize with Pillow: the baselines, and the maker of low-resolution data.
+    """Resize an image (C, H, W) in [0, 1] with Pillow's "nearest", "bicubic" or "lanczos" to (C, height, width).
 
-    Parameters
-    ----------
-    image : Tensor, (C, H, W)
-    height, width : int
-        The new size.
-    method : {"nearest", "bicubic", "lanczos"}
-        Pillow's lanczos has three lobes, unlike `LanczosDownsampler`.
-
-    Returns
-    -------
-    Tensor, (C, height, width)
-        Clipped to [0, 1], since the last two overshoot at edges.
+    The baselines, and the maker of low-resolution data. Pillow's lanczos has three
+    lobes, unlike `LanczosDownsampler`. Clipped to [0, 1], since the last two
+    overshoot at edges.
     """
     image = check_image("image", image)
     check_integer("height", height, 1)

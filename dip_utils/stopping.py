@@ -64,23 +64,10 @@ class HoldOut:
 
 
 def windowed_variance(trace, window=100):
-    """ES-WMV: the variance of the last `window` outputs about their mean.
+    """ES-WMV: the variance of the last `window` outputs about their mean; NaN until the window is full.
 
-    Parameters
-    ----------
-    trace : Tensor, (steps + 1, values)
-        As `Fit.trace`.
-    window : int
-        100 in the paper.
-
-    Returns
-    -------
-    ndarray, (steps + 1,)
-        NaN until the window is full.
-
-    References
-    ----------
-    Wang et al., *Early Stopping for Deep Image Prior*, TMLR 2023, algorithm 1.
+    Of `Fit.trace`, (steps + 1, values), an array (steps + 1,). Wang et al., *Early
+    Stopping for Deep Image Prior*, TMLR 2023, algorithm 1; the window is theirs.
     """
     check_integer("window", window, 2)
     curve = np.full(len(_checked(trace)), np.nan)
@@ -91,23 +78,10 @@ def windowed_variance(trace, window=100):
 
 
 def exponential_variance(trace, weight=0.1):
-    """ES-EMV: the same with exponential means in place of the window.
+    """ES-EMV: the same with exponential means in place of the window; NaN for the first 3 / weight steps.
 
-    Parameters
-    ----------
-    trace : Tensor, (steps + 1, values)
-        As `Fit.trace`.
-    weight : float
-        Of the newest output; 0.1 in the paper's experiments.
-
-    Returns
-    -------
-    ndarray, (steps + 1,)
-        NaN until the means have been formed, for 3 / weight steps.
-
-    References
-    ----------
-    Wang et al., *Early Stopping for Deep Image Prior*, TMLR 2023, algorithm 2.
+    `weight` is that of the newest output. Algorithm 2 of the same paper, and the
+    weight of its experiments.
     """
     check_number("weight", weight, above=0, below=1)
     trace = _checked(trace).double()
@@ -123,17 +97,8 @@ def exponential_variance(trace, weight=0.1):
 def choose_step(curve, patience=1000, first=200):
     """The step that a criterion chooses: that of its least value, until `patience` steps bring none less.
 
-    Parameters
-    ----------
-    curve : array_like, (steps + 1,)
-        NaN where it says nothing.
-    patience, first : int
-        1000 in the paper; the first step that counts.
-
-    Returns
-    -------
-    int or None
-        None where no value counts.
+    `curve` has one value per step, NaN where it says nothing; steps before `first`
+    do not count. None where no value counts. The patience is that of the paper.
     """
     chosen, least = None, np.inf
     for step, value in enumerate(curve):

@@ -9,26 +9,37 @@ import torch
 ROUNDING = 1e-5
 
 
-def check_integer(name, value, least):
-    """Raise unless `value` is an integer of at least `least`."""
+def check_integer(name, value, least, most=math.inf):
+    """Raise unless `value` is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: got {value!r}; wants an integer")
     if value < least:
         raise ValueError(f"{name}: got {value}; wants an integer of at least {least}")
+    if value > most:
+        raise ValueError(f"{name}: got {value}; wants an integer of at most {most}")
 
 
-def check_number(name, value, *, above=None, least=None, below=None):
+def check_number(name, value, *, above=-math.inf, least=-math.inf, below=math.inf, most=math.inf):
     """Raise unless `value` is a finite real number within its bounds."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}; wants a number")
     if not math.isfinite(value):
         raise ValueError(f"{name}: got {value}; wants a finite number")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}: got {value}; wants a number above {above}")
-    if least is not None and value < least:
-        raise ValueError(f"{name}: got {value}; wants a number of at least {least}")
-    if below is not None and value >= below:
-        raise ValueError(f"{name}: got {value}; wants a number below {below}")
+    for bound, holds, words in (
+        (above, value > above, "above"),
+        (least, value >= least, "of at least"),
+        (below, value < below, "below"),
+        (most, value <= most, "of at most"),
+    ):
+        if not holds:
+            raise ValueError(f"{name}: got {value}; wants a number {words} {bound}")
+
+
+def check_size(channels, size):
+    """Raise unless the channels and all sides of an image or a signal are at least 1."""
+    check_integer("channels", channels, 1)
+    for side in size:
+        check_integer("size", side, 1)
 
 
 def check_choice(name, value, choices):
@@ -38,23 +49,10 @@ def check_choice(name, value, choices):
 
 
 def check_image(name, image, *, bounded=True, signal=False):
-    """Return the image without its history of gradients, or raise.
+    """Return an image (C, H, W), or a `signal` (C, T), without its history of gradients, or raise.
 
-    Parameters
-    ----------
-    name : str
-        Of the argument, for the message.
-    image : Tensor, (C, H, W)
-        float32, on the CPU, finite.
-    bounded : bool
-        Whether values must lie in [0, 1]; what rounding has carried beyond is
-        clipped.
-    signal : bool
-        Whether a signal (C, T) will do as well.
-
-    Returns
-    -------
-    Tensor
+    It has to be float32, finite and on the CPU. Where `bounded`, values must lie in
+    [0, 1]; what rounding has carried beyond is clipped.
     """
     if not isinstance(image, torch.Tensor):
         raise TypeError(f"{name}: got {type(image).__name__}; wants a float32 tensor (C, H, W), as load_image returns")
