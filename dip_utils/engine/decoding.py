@@ -21,24 +21,24 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode(path, longest, white):
-    """The image of a file, neither shrunk nor cropped, and a list of what was done to it."""
-    pixels, most, done = _read(path, longest)
-    return _scale(pixels, most, white, path, done), done
-
-
-def _read(path, longest):
-    """A file's pixels (H, W, 1 to 4), the most that their type holds, and a list of what was done to them."""
+    """The image (C, H, W) of a file, neither shrunk nor cropped, and a list of what was done to it."""
     got = f"path: got {str(path)!r}"
     if path.is_dir():
         raise IsADirectoryError(f"{got}, a folder; wants an image file")
     if not path.is_file():
         raise FileNotFoundError(f"{got}, where there is no file; wants an image file")
     try:
+        with path.open("rb") as file:
+            head = file.read(12)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _read_deep_tiff(path) or _read_picture(path, longest)
+            deep = _read_deep_tiff(path) if head.startswith(TIFF) else None
+            pixels, most, done = deep or _read_picture(path, longest if head.startswith(b"\xff\xd8\xff") else None)
     except UnidentifiedImageError as error:
-        raise ValueError(f"{got}, {_kind(path)}; wants an image that Pillow can read") from error
+        kind = "a file of no known image format" if head else "an empty file"
+        if head[4:8] == b"ftyp" and head[8:] in HEIC:
+            kind = "a HEIC file, which `pip install pillow-heif` makes readable"
+        raise ValueError(f"{got}, {kind}; wants an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{got}, too large to open safely; with longest=… a JPEG can be read small: {error}"
@@ -48,28 +48,31 @@ def _read(path, longest):
     except Exception as error:  # Broken files make decoders raise anything.
         raise ValueError(f"{got}, which cannot be read, it may be damaged or truncated: {error}") from error
 
-
-def _kind(path):
-    """In words, a file that Pillow cannot identify."""
-    with path.open("rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" and head[8:] in HEIC:
-        return "a HEIC file, which `pip install pillow-heif` makes readable"
-    return "a file of no known image format" if head else "an empty file"
-
-
-def _check_size(width, height):
-    """Raise for a picture that would fill the memory, as Pillow does for the files that it opens itself."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise Image.DecompressionBombError(f"{height} × {width} pixels, more than {limit}")
+    colour, alpha = pixels, None
+    if pixels.shape[2] in (2, 4):
+        colour, alpha = pixels[..., :-1], np.divide(pixels[..., -1:], most, dtype=np.float32)
+        done.append("transparency laid over white")
+    least, largest, top = colour.min(), colour.max(), white or most
+    if not (np.isfinite(least) and np.isfinite(largest)):
+        raise ValueError(f"{got}, which holds NaN or infinite values; wants finite ones")
+    if least < -ROUNDING * top:
+        raise ValueError(f"{got} with negative values, from {least:.7g} to {largest:.7g}; wants none below 0")
+    if largest > (1 + ROUNDING) * top:
+        raise ValueError(f"{got} with values up to {largest:.7g}; wants them up to {top:g}, or white={largest:.7g}")
+    if white is None and most > 255 and 0 < largest < most / 8:
+        likely = 2 ** int(largest).bit_length() - 1
+        done.append(
+            f"dark: its values end at {largest} of {most}; if its white is {likely}, load it with white={likely}"
+        )
+    image = np.divide(colour, top, dtype=np.float32)
+    if alpha is not None:
+        # Three channels, of grey too.
+        image = 1 - np.repeat(alpha, 3, axis=2) * (1 - image)
+    return torch.from_numpy(image.clip(0, 1)).movedim(2, 0).contiguous(), done
 
 
 def _read_deep_tiff(path):
-    """As `_read`, a TIFF of other than 8 bits, which Pillow may cut, invert or refuse; None for all other files."""
-    with path.open("rb") as file:
-        if file.read(4) not in TIFF:
-            return None
+    """As `_read_picture`, a TIFF of other than 8 bits, which Pillow may cut, invert or refuse; None for all others."""
     import tifffile  # takes a tenth of a second, and few read a TIFF
 
     with tifffile.TiffFile(path) as file:
@@ -100,21 +103,23 @@ def _read_deep_tiff(path):
     most = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     pixels = most - pixels if inverted else pixels
     pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else np.atleast_3d(pixels)
-    return pixels, most, _frames(count)
+    return pixels, most, [f"first of {count} frames"] * (count > 1)
 
 
-def _read_picture(path, longest):
-    """As `_read`, through Pillow."""
-    with path.open("rb") as file:
-        jpeg = file.read(3) == b"\xff\xd8\xff"
-    # `Image.open` refuses a large JPEG before it could be told to decode it at a fraction of its size.
-    with JpegImageFile(path) if longest and jpeg else Image.open(path) as file:
+def _read_picture(path, small):
+    """A file's pixels (H, W, 1 to 4), the most that their type holds, and a list of what was done to them.
+
+    Through Pillow; a JPEG no smaller than `small`, where that is given, but at a fraction of its size.
+    """
+    # `Image.open` refuses a large JPEG before it could be told so.
+    with JpegImageFile(path) if small else Image.open(path) as file:
         # Pillow has 16 bits for grey alone, and forgets how a file was stored once it has loaded it.
         cut = any(mark in str(file.tile) for mark in (";16", ", 65535)"))
-        done = _frames(getattr(file, "n_frames", 1))
-        if longest and jpeg:
+        count = getattr(file, "n_frames", 1)
+        done = [f"first of {count} frames"] * (count > 1)
+        if small:
             width, height = file.size
-            file.draft(None, (longest, longest))
+            file.draft(None, (small, small))
             _check_size(*file.size)
             if file.size != (width, height):
                 done.append(f"read from {height} x {width} pixels")
@@ -122,25 +127,15 @@ def _read_picture(path, longest):
             done.append("turned as its EXIF says")
         profile, transparent = file.info.get("icc_profile"), file.info.get("transparency")
         picture = ImageOps.exif_transpose(file)
-        if picture.mode[0] not in "IF":
-            if cut:
-                done.append("read in 8 of its 16 bits")
-            pixels = np.asarray(_to_rgb(picture, profile, done))
-            return pixels.reshape(*pixels.shape[:2], -1), 255, done
+    if picture.mode[0] in "IF":
         if profile:
             done.append("its colour profile ignored")
         pixels, most = np.atleast_3d(np.asarray(picture)), 1 if picture.mode == "F" else 65535
         if transparent is not None:
             pixels = np.concatenate([pixels, np.where(pixels == transparent, 0, most)], axis=2)
         return pixels, most, done
-
-
-def _frames(count):
-    return [f"first of {count} frames"] if count > 1 else []
-
-
-def _to_rgb(picture, profile, done):
-    """A picture of mode L, RGB or RGBA, its colours in sRGB."""
+    if cut:
+        done.append("read in 8 of its 16 bits")
     if picture.mode == "1":
         picture = picture.convert("L")
     elif picture.has_transparency_data:
@@ -154,7 +149,15 @@ def _to_rgb(picture, profile, done):
     if picture.mode not in ("L", "RGB", "RGBA"):
         done.append(f"converted from {picture.mode} to RGB")
         picture = picture.convert("RGB")
-    return picture
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1), 255, done
+
+
+def _check_size(width, height):
+    """Raise for a picture that would fill the memory, as Pillow does for the files that it opens itself."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Image.DecompressionBombError(f"{height} × {width} pixels, more than {limit}")
 
 
 def _to_srgb(picture, profile):
@@ -174,29 +177,3 @@ def _is_srgb(profile):
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(6, 36, 3)
     converted = _to_srgb(Image.fromarray(colours), profile)
     return converted is not None and np.abs(np.asarray(converted) - colours.astype(int)).max() <= 3
-
-
-def _scale(pixels, most, white, path, done):
-    """Pixels (H, W, 1 to 4) as a tensor (C, H, W) whose white is 1, transparency laid over white."""
-    colour, alpha = pixels, None
-    if pixels.shape[2] in (2, 4):
-        colour, alpha = pixels[..., :-1], np.divide(pixels[..., -1:], most, dtype=np.float32)
-        done.append("transparency laid over white")
-    least, largest, top = colour.min(), colour.max(), white or most
-    got = f"path: got {str(path)!r}"
-    if not (np.isfinite(least) and np.isfinite(largest)):
-        raise ValueError(f"{got}, which holds NaN or infinite values; wants finite ones")
-    if least < -ROUNDING * top:
-        raise ValueError(f"{got} with negative values, from {least:.7g} to {largest:.7g}; wants none below 0")
-    if largest > (1 + ROUNDING) * top:
-        raise ValueError(f"{got} with values up to {largest:.7g}; wants them up to {top:g}, or white={largest:.7g}")
-    if white is None and most > 255 and 0 < largest < most / 8:
-        likely = 2 ** int(largest).bit_length() - 1
-        done.append(
-            f"dark: its values end at {largest} of {most}; if its white is {likely}, load it with white={likely}"
-        )
-    image = np.divide(colour, top, dtype=np.float32)
-    if alpha is not None:
-        # Three channels, of grey too.
-        image = 1 - np.repeat(alpha, 3, axis=2) * (1 - image)
-    return torch.from_numpy(image.clip(0, 1)).movedim(2, 0).contiguous()
