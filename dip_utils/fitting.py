@@ -25,7 +25,7 @@ from .engine import memory, saving
 from .engine.checks import check_integer
 from .engine.graph import Stepper, on_device
 from .engine.guard import Guard
-from .engine.machine import choose_device, choose_precision, keep_freed_memory, say
+from .engine.machine import choose_device, choose_precision, keep_freed_memory, release_memory, say
 from .engine.rehearsal import checked_images, checked_steps, rehearse
 from .engine.step import Problem, Settings, lent
 from .engine.watch import Watcher, stop_button
@@ -127,21 +127,7 @@ class Fit:
 
 
 def load_fit(path):
-    """Read a run that `Fit.save` wrote.
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    Fit
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no file, or it is truncated or not a saved run.
-    """
+    """Read a run that `Fit.save` wrote; FileNotFoundError or ValueError where `path` holds none, or not all of one."""
     content = saving.load(path)
     curves = ("loss", "psnr", "average_psnr", "held_out")
     return Fit(**content | {name: content[name].numpy() for name in curves if content[name] is not None})
@@ -276,7 +262,7 @@ def fit(
         if not memory.is_out_of_memory(error):
             raise
     finally:
-        memory.release_memory(device)
+        release_memory(device)
     # Here the error is gone, and with its traceback what had been allocated.
     size = memory.by(z.shape[1:])
     raise MemoryError(f"z: a fit of {size} ran out of memory on {device}; wants a smaller image: shrink it or crop it")

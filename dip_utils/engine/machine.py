@@ -59,19 +59,8 @@ def seeded(seed, purpose="", device="cpu"):
 
     For each purpose the same seed gives other numbers. Otherwise the noise on an
     image and the input z would, with one seed, be made of the same random
-    numbers, and the network could learn the noise from z: it did.
-
-    Parameters
-    ----------
-    seed : int
-        0 or above, below 2**63.
-    purpose : str
-        Without one, the generator is torch's own for this seed.
-    device : str or torch.device
-
-    Returns
-    -------
-    torch.Generator
+    numbers, and the network could learn the noise from z: it did. Without a
+    purpose the generator is torch's own for this seed. A seed is below 2**63.
     """
     check_integer("seed", seed, 0)
     if seed >= 2**63:
@@ -89,19 +78,10 @@ def say(line):
 
 
 def choose_budget():
-    """How much work a notebook does: ``DIP_BUDGET``, or what fits the machine.
+    """How much work a notebook does, from ``DIP_BUDGET``; where it is not set "full" with CUDA, else "quick".
 
-    Returns
-    -------
-    str
-        "full" (the report's sizes and steps), "quick" (minutes on a laptop) or
-        "smoke" (for automatic tests). Where ``DIP_BUDGET`` is not set: "full"
-        with CUDA, else "quick".
-
-    Raises
-    ------
-    ValueError
-        If ``DIP_BUDGET`` holds another word.
+    "full" means the report's sizes and steps, "quick" minutes on a laptop, "smoke"
+    is for automatic tests.
     """
     budget = os.environ.get("DIP_BUDGET") or ("full" if torch.cuda.is_available() else "quick")
     check_choice("DIP_BUDGET", budget, BUDGETS)
@@ -109,21 +89,7 @@ def choose_budget():
 
 
 def choose_device(device="auto"):
-    """The device to train on: CUDA where there is one, else the CPU.
-
-    Parameters
-    ----------
-    device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    ValueError
-        If the device is unknown or not on this machine.
-    """
+    """The torch.device of "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N", if it is there."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -162,23 +128,10 @@ def bfloat16_gain():
 def choose_precision(precision="auto", device="cpu"):
     """The dtype of the activations; weights and statistics have at least float32.
 
-    Parameters
-    ----------
-    precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        "auto" takes bfloat16 where it is clearly faster: on recent CUDA cards,
-        and on a CPU where a trial shows it; float16 on older cards with tensor
-        cores; else float32. float64 computes everything in float64: slow, for
-        checks.
-    device : torch.device
-
-    Returns
-    -------
-    torch.dtype
-
-    Raises
-    ------
-    ValueError
-        If the precision is unknown, or float16 is asked for on the CPU.
+    "auto" takes bfloat16 where it is clearly faster: on recent CUDA cards, and on a
+    CPU where a trial shows it; float16 on older cards with tensor cores; else
+    float32. "float64" computes everything in float64: slow, for checks. "float16"
+    is not for the CPU.
     """
     device = torch.device(device)
     check_choice("precision", precision, ("auto", *PRECISIONS))
@@ -196,13 +149,7 @@ def choose_precision(precision="auto", device="cpu"):
 
 
 def describe_machine(budget):
-    """Print one line on the budget, the device and the versions.
-
-    Parameters
-    ----------
-    budget : str
-        As `choose_budget` returns it.
-    """
+    """Print one line on the budget, the device and the versions."""
     device = choose_device()
     precision = str(choose_precision("auto", device))[6:]
     if device.type == "cuda":
@@ -219,22 +166,20 @@ def keep_freed_memory():
     them back to the system in between, and the page faults cost more than the
     arithmetic. It holds for the process, from its first fit on; what a fit has
     left is given back at its end. ``DIP_ALLOCATOR=default`` switches this off.
-
-    Returns
-    -------
-    bool
-        Whether the setting was made.
     """
     if os.environ.get("DIP_ALLOCATOR") == "default" or platform.libc_ver()[0] != "glibc":
-        return False
+        return
     trim_threshold, mmap_threshold, most_mmaps = -1, -3, -4
     mallopt = ctypes.CDLL(None).mallopt
-    # Older versions refuse so large a threshold.
-    from_heap = mallopt(mmap_threshold, 1 << 30) or mallopt(most_mmaps, 0)
-    return bool(mallopt(trim_threshold, 2**31 - 1) and from_heap)
+    mallopt(trim_threshold, 2**31 - 1)
+    if not mallopt(mmap_threshold, 1 << 30):
+        # Older versions refuse so large a threshold.
+        mallopt(most_mmaps, 0)
 
 
-def release_freed_memory():
-    """Tell glibc to give back what it has kept; elsewhere do nothing."""
+def release_memory(device):
+    """Give back to the system what the allocators of a device and of glibc hold and do not use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

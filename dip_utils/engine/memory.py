@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch.func import functional_call
 
-from .machine import release_freed_memory
+from .machine import release_memory
 
 #: Peak of a step over what autograd keeps of its forward pass: 2.0 to 2.5 for three plain networks on the CPU.
 PEAK = 2.1
@@ -24,28 +24,16 @@ PEAK_ACCELERATED = 1.15
 BYTES_PER_PARAMETER = 40
 LIBRARIES = 60e6
 #: Limit, use and statistics of a container's memory: control groups, version 2 and 1, of Linux.
-CONTROL_GROUPS = [
-    tuple(Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")),
-    tuple(
-        Path("/sys/fs/cgroup/memory") / name
-        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    ),
-]
+CONTROL_GROUPS = {
+    "/sys/fs/cgroup": ("memory.max", "memory.current", "memory.stat"),
+    "/sys/fs/cgroup/memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
+}
 
 
 def dry_pass(network, shape, dtype):
-    """Run a network on the meta device: nothing is computed, all shapes are.
-
-    Returns
-    -------
-    output : Tensor
-        Of the shape that the network makes.
-    kept : int
-        Bytes that autograd keeps for the backward pass.
-    """
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    """The output, of the right shape but not computed, and the bytes that autograd keeps of the forward pass."""
     twins, kept = {}, {}
-    for name, tensor in tensors.items():
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         own = dtype if tensor.is_floating_point() else tensor.dtype
         twins[name] = torch.empty_like(tensor, device="meta", dtype=own, requires_grad=tensor.requires_grad)
 
@@ -77,7 +65,8 @@ def available_memory(device):
         # What PyTorch holds unused counts as free.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return min([psutil.virtual_memory().available, *(left for group in CONTROL_GROUPS for left in left_in(*group))])
+    groups = ([Path(folder) / name for name in names] for folder, names in CONTROL_GROUPS.items())
+    return min([psutil.virtual_memory().available, *(left for group in groups for left in left_in(*group))])
 
 
 def left_in(limit, used, statistics):
@@ -90,13 +79,7 @@ def left_in(limit, used, statistics):
 
 
 def check_memory(network, size, needed, device):
-    """Raise where a fit that needs so many bytes cannot fit into the free memory.
-
-    Raises
-    ------
-    MemoryError
-        Names the largest size of this shape that would fit.
-    """
+    """Raise where a fit that needs so many bytes cannot have them; name the largest size of this shape that could."""
     free = available_memory(device)
     if needed > free:
         # What earlier work has left in the allocators can be had back.
@@ -134,10 +117,3 @@ def is_out_of_memory(error):
     """Whether this is PyTorch's word that the system gave it no memory."""
     words = ("can't allocate memory", "not enough memory")  # Linux and macOS; Windows
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)
-
-
-def release_memory(device):
-    """Give back to the system what is held and not used."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    release_freed_memory()
