@@ -124,19 +124,8 @@ class AddToBorder(torch.autograd.Function):
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
-    Parameters
-    ----------
-    skip : Tensor, (1, S, 2 H, 2 W), or None
-    y : Tensor, (1, C, H, W)
-        At least 2 pixels on each side.
-    norm : BatchNorm2d
-        Of S + C channels.
-    convolution : Conv2d
-        From S + C channels.
-
-    Returns
-    -------
-    Tensor, (1, convolution.out_channels, 2 H, 2 W)
+    y is (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or
+    None; norm and convolution are of S + C channels. The result is 2 H × 2 W.
     """
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y)

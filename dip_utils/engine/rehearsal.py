@@ -16,11 +16,10 @@ FAR = 20
 
 def checked_images(z, target, reference):
     """Copies of input, target and reference as `fit` takes them, or an error."""
-    images = {"z": z, "target": target, "reference": reference}
     # What the user does to them meanwhile is no concern of the fit.
     z, target, reference = (
         None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True).clone()
-        for name, image in images.items()
+        for name, image in (("z", z), ("target", target), ("reference", reference))
     )
     # Recipe A's target leaves [0, 1].
     least, most = (value.item() for value in target.aminmax())
@@ -48,10 +47,7 @@ def checked_steps(keep, first, last):
 def rehearse(network, images, settings, start):
     """Raise unless the network can make an image of z, it can be compared with the target, and it fits into memory.
 
-    Returns
-    -------
-    tuple of int
-        The shape of the image that the network makes, without the batch.
+    Returns the shape of that image, without the batch.
     """
     z, target, reference = images
     if not isinstance(network, nn.Module):
@@ -72,10 +68,12 @@ def rehearse(network, images, settings, start):
 
 
 def _rehearse_loss(shape, target, settings):
+    """Raise unless operator, loss and regularizer make of an output what a fit needs."""
+    operator, loss, regularizer = settings.placed()
     output = torch.zeros(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
-    if settings.operator is not None:
-        made = _attempt("operator", settings.operator, settings.device, settings.exact, output)
+    if operator is not None:
+        made = _attempt("operator", operator, output)
         if not isinstance(made, torch.Tensor) or made.is_complex():
             got = made.dtype if isinstance(made, torch.Tensor) else type(made).__name__
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
@@ -85,13 +83,15 @@ def _rehearse_loss(shape, target, settings):
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
     target = target[None].to(made)
-    numbers = [("loss", settings.loss, (made, target)), ("regularizer", settings.regularizer, (output,))]
+    numbers = [("loss", loss, (made, target))]
+    if regularizer is not None:
+        numbers.append(("regularizer", regularizer, (output,)))
     if settings.stop is not None:
         # Hold-out gives it some pixels in a row.
-        numbers.append(("loss", settings.loss, (made.flatten(2), target.flatten(2))))
+        numbers.append(("loss", loss, (made.flatten(2), target.flatten(2))))
     for name, function, arguments in numbers:
-        value = None if function is None else _attempt(name, function, settings.device, settings.exact, *arguments)
-        if function and not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
+        value = _attempt(name, function, *arguments)
+        if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
             raise TypeError(
                 f"{name}: got one that returns no number with a gradient; "
                 "wants one that returns a tensor without dimensions"
@@ -122,7 +122,8 @@ def _rehearse_network(network, z, settings):
         output, kept = dry_pass(network, z.shape, settings.precision)
     except (RuntimeError, NotImplementedError, TypeError):
         # It needs numbers, or has a tensor that is no parameter of it: try it for real.
-        output, kept = _attempt("network", network, settings.device, settings.precision, z[None]), None
+        trial = placed("network", network, settings.device, settings.precision)
+        output, kept = _attempt("network", trial, z[None].to(settings.device, settings.precision)), None
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not isinstance(output, torch.Tensor) or output.ndim != z.ndim + 1 or len(output) != 1:
         raise ValueError(f"network: got one that makes {size} of z; wants one image, (1, C, H, W)")
@@ -147,15 +148,15 @@ def placed(name, function, device, exact):
         ) from error
 
 
-def _attempt(name, function, device, dtype, *arguments):
+def _attempt(name, function, *arguments):
     """Call one of the user's functions as the fit will; where it fails, say on what."""
     try:
-        return placed(name, function, device, dtype)(*(tensor.to(device, dtype) for tensor in arguments))
+        return function(*arguments)
     except (RuntimeError, NotImplementedError, IndexError) as error:
-        first = arguments[0]
+        x = arguments[0]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{name}: got one that fails on a tensor of {by(first.shape)}, {str(dtype)[6:]}, on {device}: {reason}; "
+            f"{name}: got one that fails on a tensor of {by(x.shape)}, {str(x.dtype)[6:]}, on {x.device}: {reason}; "
             "wants one that computes there (the tensors that it uses have to be on that device and of that dtype; "
             "those of an nn.Module are moved there)"
         ) from error

@@ -57,15 +57,17 @@ class Settings:
         """The dtype of weights, output and loss; the activations alone may be of fewer bits."""
         return torch.promote_types(self.precision, torch.float32)
 
+    def placed(self):
+        """Copies of operator, loss and regularizer, their tensors where the fit is."""
+        names = ("operator", "loss", "regularizer")
+        return [placed(name, getattr(self, name), self.device, self.exact) for name in names]
+
     def summary(self):
         """What a run that goes on is compared with."""
         # Plain numbers: those of NumPy would not come back from a file.
         held_out = None if self.stop is None else [int(self.stop.pixels), int(self.stop.seed)]
-        return {
-            "learning_rate": float(self.learning_rate),
-            "input_noise": float(self.input_noise),
-            "held out": held_out,
-        }
+        rates = {name: float(getattr(self, name)) for name in ("learning_rate", "input_noise")}
+        return rates | {"held out": held_out}
 
 
 @contextlib.contextmanager
@@ -88,9 +90,7 @@ class Problem:
     def __init__(self, network, z, target, reference, shape, steps, settings):
         device, self.exact = settings.device, settings.exact
         self.settings, self.network = settings, network
-        self.operator, self.loss_function, self.regularizer = (
-            placed(name, getattr(settings, name), device, self.exact) for name in ("operator", "loss", "regularizer")
-        )
+        self.operator, self.loss_function, self.regularizer = settings.placed()
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
         # The meta device, of the tests' dry steps, has no generator of its own.
