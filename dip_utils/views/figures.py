@@ -37,17 +37,8 @@ SIGNAL = 0.5
 
 
 def new_figure(height, dpi=150):
-    """A figure of our width outside of pyplot's global state.
-
-    Curves are small files at any number of pixels; pictures of noise are not, and
-    take as many as they are wide on the page.
-    """
+    """A figure of our width outside of pyplot's global state."""
     return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
-
-
-def slope(image):
-    """Height over width."""
-    return image.shape[1] / image.shape[2] if image.ndim == 3 else SIGNAL
 
 
 def draw_image(axes, image, caption=""):
@@ -94,8 +85,13 @@ def add_legend(figure, grid):
 
 
 def draw_grid(rows, columns, dpi=96):
-    """A figure of rows of captions and images, and the grid of its axes."""
-    ratios = [max(slope(image) for _, image in row) for row in rows]
+    """A figure of rows of captions and images, and the grid of its axes.
+
+    Curves are small files at any number of pixels; pictures of noise are not, and
+    take as many as they are wide on the page.
+    """
+    # Heights over widths.
+    ratios = [max(image.shape[1] / image.shape[2] if image.ndim == 3 else SIGNAL for _, image in row) for row in rows]
     captions = sum(any(caption for caption, _ in row) for row in rows)
     figure = new_figure(WIDTH / columns * sum(ratios) + 0.3 * captions, dpi)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=ratios)
@@ -124,13 +120,9 @@ def draw_images(images, columns=None, dpi=96):
 def show_images(images, *, columns=None):
     """Images side by side, each under its name, at most `columns` in a row.
 
-    Three channels are red, green and blue, any other number is shown as its mean
-    in grey; of a signal (C, T) each channel is a curve.
-
-    Parameters
-    ----------
-    images : dict of str to Tensor (C, H, W) or (C, T)
-    columns : int, optional
+    `images` is a dict of tensors (C, H, W): three channels are red, green and blue,
+    any other number is shown as its mean in grey. Of a signal (C, T) each channel
+    is a curve.
     """
     show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(images))
 
@@ -144,16 +136,7 @@ def check_kept(runs, steps):
 
 
 def film_strip(runs, steps, *, last="target"):
-    """Outputs over the steps, a row for each run, its target or reference at the end.
-
-    Parameters
-    ----------
-    runs : dict of str to Fit
-    steps : sequence of int
-        Kept steps, one column each.
-    last : {"target", "reference"}
-        What the last column shows.
-    """
+    """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
     if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
         raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
     check_kept(runs, steps)
@@ -171,19 +154,14 @@ def film_strip(runs, steps, *, last="target"):
 
 
 def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
-    """One panel of curves beside the other, on a common vertical scale.
+    """One panel of curves beside the other, on a common vertical scale, logarithmic where `log`, from `minimum`.
 
     Parameters
     ----------
     panels : dict of str to dict of str to array_like
         For each panel its curves, for each curve one value per step.
-    ylabel : str
-    log : bool
-        Logarithmic vertical axis.
     levels : dict of str to dict of str to float, optional
         For a panel, horizontal lines: their names and heights.
-    minimum : float, optional
-        Where the vertical axis begins.
     """
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -207,13 +185,9 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
 
 
 def plot_spectra(runs, steps):
-    """The power spectra of the outputs over the steps, a panel for each run, its target in black.
+    """The power spectra of the outputs at kept steps, the later the darker, the target's in black.
 
-    Parameters
-    ----------
-    runs : dict of str to Fit
-    steps : sequence of int
-        Kept steps, one curve each, the later the darker.
+    A panel for each run in a dict.
     """
     check_kept(runs, steps)
     figure = new_figure(3.6)
@@ -233,17 +207,10 @@ def plot_spectra(runs, steps):
 
 
 def plot_stopping(run, criteria, chosen):
-    """PSNR over the steps, and below it the criteria that have to do without it.
+    """PSNR of a run with a reference over the steps, and below it the criteria that have to do without it.
 
-    Parameters
-    ----------
-    run : Fit
-        With a reference.
-    criteria : dict of str to array_like
-        For each criterion one value per step.
-    chosen : dict of str to int or None
-        For each criterion the step that it chooses, if any: a dot on its curve
-        and on the average's.
+    `criteria` has for each name one value per step; `chosen` the step that it
+    chooses, or None: a dot on its curve and on the average's.
     """
     if run.average_psnr is None:
         raise ValueError("run: got one without a reference; wants a run of fit(..., reference=...)")
@@ -278,17 +245,15 @@ def plot_stopping(run, criteria, chosen):
 
 
 def compare(images, zoom, *, columns=None):
-    """Images side by side, and below each a part of it, enlarged pixel by pixel.
+    """Images side by side, at most `columns` in a row, and below each a part of it, enlarged pixel by pixel.
 
     Parameters
     ----------
     images : dict of str to Tensor (C, H, W)
         All of one size, by their captions.
     zoom : tuple of float
-        Top, left, height and width of the enlarged part, as shares of the image's
-        height and width.
-    columns : int, optional
-        Images in a row; all of them where not given.
+        Top, left, height and width of that part, as shares of the image's height
+        and width.
     """
     columns = columns or len(images)
     whole_rows = in_rows(images, columns, signal=False)
@@ -311,16 +276,7 @@ def compare(images, zoom, *, columns=None):
 
 
 def plot_kernel(kernel, function, *, factor):
-    """The downsampler's weights on top of the continuous kernel that they are samples of.
-
-    Parameters
-    ----------
-    kernel : Tensor, (taps,)
-        Weights along one axis, as `LanczosDownsampler.kernel`.
-    function : callable
-        The continuous kernel L(t) of the distance t in coarse samples.
-    factor : int
-    """
+    """The weights (taps,) of a downsampler on top of the `function` L(t), t in coarse pixels, that they sample."""
     taps = len(kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor
     fine = torch.linspace(-2.5, 2.5, 501)

@@ -47,14 +47,9 @@ def show_panel(box, figure, name):
 
 
 def explore(function, **controls):
-    """Redraw the images that a function makes whenever one of its controls is moved.
+    """Redraw the images that a function makes whenever one of its controls, ipywidgets, is moved.
 
-    Parameters
-    ----------
-    function : callable
-        Takes the values of the controls by name, returns a dict of str to
-        Tensor (C, H, W).
-    **controls : ipywidgets.Widget
+    It takes the values of the controls by name and returns a dict of tensors (C, H, W).
     """
     picture, message = new_picture(f"What the controls {', '.join(controls)} make"), ipywidgets.HTML()
 
@@ -79,16 +74,10 @@ def explore(function, **controls):
 class OwnImagePanel:
     """Upload an image or name its path, fit to it, stop, save the result.
 
-    Parameters
-    ----------
-    try_it : callable
-        Takes an image (C, H, W), the number of steps and a `watch` for `fit`;
-        returns the Fit. Its target may be smaller than its output, and it needs
-        no reference: to enlarge a picture of which there is no large one.
-    image : Tensor, (C, H, W)
-        What the panel begins with.
-    steps : int
-        What the slider of steps begins with.
+    `try_it` takes an image (C, H, W), the number of steps and a `watch` for `fit`,
+    and returns the Fit. Its target may be smaller than its output, and it needs no
+    reference: to enlarge a picture of which there is no large one. The panel begins
+    with this image (C, H, W) and this number of steps.
     """
 
     def __init__(self, try_it, image, *, steps):

@@ -79,8 +79,7 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
     """A slider over the kept images of up to four runs; it works without a kernel.
 
     Where scripts do not run the same images stand one under the other as a
-    contact sheet. Of images larger than `largest` a part is shown, so that noise
-    is seen pixel for pixel. A script is given the page as a file.
+    contact sheet. A script is given the page as a file.
 
     Parameters
     ----------
@@ -88,10 +87,10 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
         Runs that kept the same steps.
     beside : {"target", "reference"}
         What stands above the outputs.
-    largest : int, optional
-        Longest side of a frame in image pixels: 256, of four runs 200.
-    centre : tuple of float
-        The middle of the part that is shown, as shares of height and width.
+    largest, centre : int, optional, and tuple of float
+        Of images with sides longer than `largest` pixels, 256 or of four runs 200,
+        the part about `centre` is shown, so that noise is seen pixel for pixel;
+        in shares of height and width.
     """
     runs = runs if isinstance(runs, dict) else {"output": runs}
     if not 1 <= len(runs) <= 4:
