@@ -12,6 +12,7 @@ import threading
 import torch
 
 from .machine import tuning
+from .threads import Threads
 
 #: Steps that are taken one by one before one is captured.
 WARM_UP_STEPS = 3
@@ -47,6 +48,7 @@ class Stepper:
 
     def __init__(self, problem, say):
         self.problem, self.say = problem, say
+        self.on_cpu, self.threads = problem.z.device.type == "cpu" and tuning().threads, Threads()
         self.start_over()
 
     def start_over(self):
@@ -60,6 +62,8 @@ class Stepper:
             self._capture()
         if self.graph is not None:
             self.graph.replay()
+        elif self.on_cpu:
+            self.threads.take(self.problem.step)
         else:
             self.problem.step()
             self.warm += 1

@@ -28,6 +28,8 @@ class Tuning:
 
     #: CPU: from this many numbers in a tensor on, the faster forms are used.
     large: int = 2**18
+    #: CPU: try whether a step is faster with fewer threads.
+    threads: bool = True
     #: CUDA: capture a step as a graph; try cuDNN's algorithms; reflect borders by slices.
     graph: bool = True
     cudnn_benchmark: bool = True
@@ -111,18 +113,26 @@ def bfloat16_gain():
     flags do not tell.
     """
 
-    def seconds(dtype):
+    def tensors(dtype):
         x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
-        x, weight = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight))
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            F.conv2d(x, weight, padding=1).sum().backward()
-            times.append(time.perf_counter() - begun)
-        return min(times)
+        return [t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight)]
 
-    with torch.inference_mode(False), torch.enable_grad():
-        return seconds(torch.float32) / seconds(torch.bfloat16)
+    threads = torch.get_num_threads()
+    try:
+        # On a busy machine several threads would measure how long they wait for each other.
+        torch.set_num_threads(1)
+        with torch.inference_mode(False), torch.enable_grad():
+            trials = {dtype: (tensors(dtype), []) for dtype in (torch.float32, torch.bfloat16)}
+            for _ in range(7):
+                # In turn, so that both meet the same load.
+                for (x, weight), times in trials.values():
+                    begun = time.perf_counter()
+                    F.conv2d(x, weight, padding=1).sum().backward()
+                    times.append(time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(threads)
+    exact, rounded = (min(times) for _, times in trials.values())
+    return exact / rounded
 
 
 def choose_precision(precision="auto", device="cpu"):
