@@ -67,6 +67,8 @@ def fit_in_pieces(saved, name, *problem, steps, **options):
         print(f"{name}: {run}, average {run.average_psnr[-1]:.2f} dB", flush=True)
         if run.interrupted:
             sys.exit("The same command goes on from there.")
+        if run.diverged:
+            sys.exit(f"{name}: diverged at step {done}")
     return run
 
 
