@@ -79,7 +79,7 @@ def _read_deep_tiff(path):
         page, count = file.pages.first, len(file.pages)
         if page.dtype in (np.uint8, np.bool_):
             return None
-        _check_size(page.imagewidth, page.imagelength)
+        _check_pixels(page.imagewidth, page.imagelength)
         inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         profile = page.tags.valueof("InterColorProfile")
         try:
@@ -120,7 +120,7 @@ def _read_picture(path, small):
         if small:
             width, height = file.size
             file.draft(None, (small, small))
-            _check_size(*file.size)
+            _check_pixels(*file.size)
             if file.size != (width, height):
                 done.append(f"read from {height} x {width} pixels")
         if file.getexif().get(0x0112, 1) != 1:
@@ -153,7 +153,7 @@ def _read_picture(path, small):
     return pixels.reshape(*pixels.shape[:2], -1), 255, done
 
 
-def _check_size(width, height):
+def _check_pixels(width, height):
     """Raise for a picture that would fill the memory, as Pillow does for the files that it opens itself."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:

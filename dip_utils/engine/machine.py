@@ -79,6 +79,28 @@ def say(line):
     print(line.encode(encoding, "replace").decode(encoding))
 
 
+class Pace:
+    """Holds something to a share of the time. What it takes at first, to set things up, would silence it for long."""
+
+    def __init__(self, share):
+        self.share, self.begun, self.spent = share, None, 0.0
+
+    def is_due(self):
+        """Whether the share is not used up."""
+        return self.begun is None or self.spent < self.share * (time.perf_counter() - self.begun)
+
+    @contextlib.contextmanager
+    def counted(self):
+        """Count the time of this block, but for the first one's."""
+        before = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        if self.begun is None:
+            self.begun = now
+        else:
+            self.spent += now - before
+
+
 def choose_budget():
     """How much work a notebook does, from ``DIP_BUDGET``; where it is not set "full" with CUDA, else "quick".
 

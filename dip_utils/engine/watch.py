@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+from .machine import Pace
+
 #: The largest share of the time that `watch` may take.
 WATCH_SHARE = 0.02
 
@@ -13,32 +15,26 @@ class Watcher:
     """Calls `watch` at most twice a second and for at most `WATCH_SHARE` of the time."""
 
     def __init__(self, watch, presses):
-        self.watch, self.presses = watch, presses
-        self.begun = self.shown = time.perf_counter()
-        self.calls, self.spent = 0, 0.0
+        self.watch, self.presses, self.pace, self.shown = watch, presses, Pace(WATCH_SHARE), time.perf_counter()
 
     def is_due(self):
         """Whether the last call is long enough ago, and the share of time not used up."""
-        now = time.perf_counter()
-        return self.watch is not None and now - self.shown > 0.5 and self.spent < WATCH_SHARE * (now - self.begun)
+        return self.watch is not None and time.perf_counter() - self.shown > 0.5 and self.pace.is_due()
 
     def show(self, run):
         """Call `watch`, and count its time."""
         if self.watch is None:
             return
-        before = time.perf_counter()
-        try:
-            self.watch(run)
-        except KeyboardInterrupt:
-            self.presses.append(signal.SIGINT)
-        except Exception as error:
-            # A picture that cannot be drawn is no reason to lose the run.
-            self.watch = None
-            run.say(f"The watch failed and was dropped: {error!r}")
+        with self.pace.counted():
+            try:
+                self.watch(run)
+            except KeyboardInterrupt:
+                self.presses.append(signal.SIGINT)
+            except Exception as error:
+                # A picture that cannot be drawn is no reason to lose the run.
+                self.watch = None
+                run.say(f"The watch failed and was dropped: {error!r}")
         self.shown = time.perf_counter()
-        # The first call sets things up: to count it would silence the watch for long.
-        self.spent += self.shown - before if self.calls else 0
-        self.calls += 1
 
 
 @contextlib.contextmanager

@@ -135,10 +135,15 @@ def check_kept(runs, steps):
             raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
 
 
+def check_beside(name, value, runs):
+    """Raise unless `value` is "target", or "reference" of runs that all have one."""
+    if value not in ("target", "reference") or any(getattr(run, value) is None for run in runs.values()):
+        raise ValueError(f"{name}: got {value!r}; wants 'target', or 'reference' where the runs have one")
+
+
 def film_strip(runs, steps, *, last="target"):
     """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
-    if last not in ("target", "reference") or any(getattr(run, last) is None for run in runs.values()):
-        raise ValueError(f"last: got {last!r}; wants 'target', or 'reference' where the runs have one")
+    check_beside("last", last, runs)
     check_kept(runs, steps)
     rows = []
     for run in runs.values():

@@ -2,38 +2,16 @@
 
 import html
 import sys
-import time
 
 from IPython.display import DisplayHandle
 from tqdm import tqdm
 
+from ..engine.machine import Pace
 from .figures import draw_curves, draw_image, new_figure, style_axes
 from .page import bundle, in_notebook
 
 #: Less of the time than `fit` allows its watch: the words, and the ear for the stop button, stay prompt.
 DRAWING_SHARE = 0.015
-
-
-class Pace:
-    """Holds drawing to its share of the time."""
-
-    def __init__(self):
-        self.begun, self.spent = None, 0.0
-
-    def is_due(self):
-        """Whether the share is not used up."""
-        return self.begun is None or self.spent < DRAWING_SHARE * (time.perf_counter() - self.begun)
-
-    def draw(self, function, *arguments):
-        """Call the function, and count its time."""
-        before = time.perf_counter()
-        result = function(*arguments)
-        # The first drawing sets up fonts: to count it would silence the plot for long.
-        if self.begun is None:
-            self.begun = time.perf_counter()
-        else:
-            self.spent += time.perf_counter() - before
-        return result
 
 
 class LivePlot:
@@ -57,7 +35,7 @@ class LivePlot:
     def __init__(self, *names):
         self.names = names or ("output",)
         self.text = f"<live plot: {', '.join(self.names)}>"
-        self.runs, self.handle, self.pace = {}, DisplayHandle(), Pace()
+        self.runs, self.handle, self.pace = {}, DisplayHandle(), Pace(DRAWING_SHARE)
 
     def __call__(self, run):
         """Show the state of a single fit."""
@@ -79,7 +57,8 @@ class LivePlot:
             self.handle.display({"text/plain": self.text}, raw=True)
         self.runs[name] = run
         if not run.running or self.pace.is_due():
-            self.picture, self.metadata = self.pace.draw(self._draw, name, run)
+            with self.pace.counted():
+                self.picture, self.metadata = self._draw(name, run)
         if not run.running:
             self.handle.update(self.picture, raw=True, metadata=self.metadata)
             return

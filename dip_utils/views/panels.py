@@ -14,10 +14,10 @@ from IPython.display import display
 from torch.nn.functional import interpolate
 
 from ..engine.checks import check_image
-from ..engine.machine import say
+from ..engine.machine import Pace, say
 from ..images import load_image, save_image
 from .figures import draw_images
-from .live import Pace
+from .live import DRAWING_SHARE
 from .page import bundle, in_notebook, png, show
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -133,20 +133,18 @@ class OwnImagePanel:
         if self.thread is not None and self.thread.is_alive():
             return
         self.stopping.clear()
-        self.pace = Pace()
+        self.pace = Pace(DRAWING_SHARE)
         self.start.disabled, self.stop.disabled, self.save.disabled = True, False, True
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
-
-    def _draw(self, run):
-        seen = interpolate(run.target[None], run.best.shape[1:], mode="nearest")[0]
-        return png(draw_images({"what the fit sees": seen, "the result": run.best}, dpi=72))
 
     def _watch(self, run):
         if self.stopping.is_set() and run.running:
             raise KeyboardInterrupt
         if not run.running or self.pace.is_due():
-            self.picture.value = self.pace.draw(self._draw, run)
+            with self.pace.counted():
+                seen = interpolate(run.target[None], run.best.shape[1:], mode="nearest")[0]
+                self.picture.value = png(draw_images({"what the fit sees": seen, "the result": run.best}, dpi=72))
         quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
         self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
 

@@ -8,9 +8,10 @@ import io
 from IPython.display import display
 from PIL import Image
 
-from ..engine.checks import check_choice, check_image
+from ..engine.checks import check_image
 from ..images import crop, to_uint8
 from ..metrics import psnr
+from .figures import check_beside
 from .page import in_notebook, write
 
 #: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
@@ -95,9 +96,7 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
     runs = runs if isinstance(runs, dict) else {"output": runs}
     if not 1 <= len(runs) <= 4:
         raise ValueError(f"runs: got {len(runs)}; wants one to four")
-    check_choice("beside", beside, ("target", "reference"))
-    if any(getattr(run, beside) is None for run in runs.values()):
-        raise ValueError("beside: got 'reference'; wants runs that were fitted with one, or 'target'")
+    check_beside("beside", beside, runs)
     steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
     if not steps:
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
