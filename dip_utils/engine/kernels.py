@@ -66,6 +66,30 @@ class Blur(torch.autograd.Function):
         return filter_channels(gradient, BLUR, padding=len(BLUR) - 1)
 
 
+def as_rows(x, pixels):
+    """An image as a matrix with so many pixels to a row; a view where it is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, pixels * x.shape[1])
+
+
+def pixels_to_a_row(x):
+    """How many pixels of few channels to take for one of many: PyTorch vectorises along the channels."""
+    channels = x.shape[1]
+    return math.gcd(x.numel() // channels, max(1, 128 // channels))
+
+
+def add_to_channels(x, shift, scale=None, y=None):
+    """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
+    shift, scale = (None if values is None else values.to(x.dtype) for values in (shift, scale))
+    if x.is_contiguous(memory_format=torch.channels_last):
+        pixels = pixels_to_a_row(x)
+        image, shift = as_rows(x, pixels), shift.repeat(pixels)
+        y, scale = (None, None) if y is None else (as_rows(y, pixels), scale.repeat(pixels))
+    else:
+        image, shift, scale = x, shift[:, None, None], None if y is None else scale[:, None, None]
+    image.add_(shift if y is None else torch.addcmul(shift, y, scale))
+    return x
+
+
 def border_steps(y, dim):
     """A quarter of the step from y's outermost rows (columns) inward, a zero row between the two."""
     first, second, last_but_one, last = (y.narrow(dim, i, 1) for i in (0, 1, y.shape[dim] - 2, y.shape[dim] - 1))
@@ -94,9 +118,8 @@ class Survey(torch.autograd.Function):
     def backward(ctx, padded, mean, square, rows, columns):
         (smooth,) = ctx.saved_tensors
         pixels = smooth.numel() // smooth.shape[1]
-        shift, scale = (g.to(smooth.dtype)[:, None, None] for g in (mean / pixels, 2 * square / pixels))
         gradient = torch.ops.aten.replication_pad2d_backward(padded, smooth, [1, 1, 1, 1])
-        gradient += torch.addcmul(shift, smooth, scale)
+        add_to_channels(gradient, mean / pixels, 2 * square / pixels, smooth)
         for dim, steps in ((2, rows / 4), (3, columns / 4)):
             for outer, inner, side in ((0, 1, 0), (-1, -2, 2)):
                 gradient.select(dim, outer).sub_(steps.select(dim, side))
@@ -105,20 +128,22 @@ class Survey(torch.autograd.Function):
 
 
 class AddToBorder(torch.autograd.Function):
-    """Add two rows to the first and last row of x, in place, and two columns likewise."""
+    """Add two rows to the first and last row of x, in place, two columns likewise, and a bias, if any, everywhere."""
 
     @staticmethod
-    def forward(ctx, x, rows, columns):
+    def forward(ctx, x, rows, columns, bias):
         ctx.mark_dirty(x)
         x[..., :: x.shape[-2] - 1, :] += rows
         x[..., :: x.shape[-1] - 1] += columns
-        return x
+        ctx.has_bias = bias is not None
+        return x if bias is None else add_to_channels(x, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         height, width = gradient.shape[-2:]
-        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1]
+        bias = gradient.sum((0, 2, 3)) if ctx.has_bias else None
+        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1], bias
 
 
 def join_and_convolve(skip, y, norm, convolution):
@@ -145,40 +170,32 @@ def join_and_convolve(skip, y, norm, convolution):
     columns = F.interpolate(columns, (height, 3), mode="bilinear")
     rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), weight[:, :, ::2])
     columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), weight[..., ::2])
-    joined = AddToBorder.apply(joined, rows, columns)
-
+    joined = AddToBorder.apply(joined, rows, columns, bias if skip is None else None)
     if skip is None:
-        return joined.add_(bias[:, None, None])
+        return joined
     skip = F.batch_norm(skip, None, None, norm.weight[:skips], norm.bias[:skips], training=True, eps=norm.eps)
     skip = F.pad(skip, (1, 1, 1, 1), mode="reflect")
     return joined.add_(F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype), bias))
 
 
-def as_rows(x, pixels):
-    """A channels-last x as a matrix with so many pixels to a row; a view."""
-    return x.permute(0, 2, 3, 1).reshape(-1, pixels * x.shape[1])
-
-
 class NarrowBatchNorm(torch.autograd.Function):
     """Batch norm of few channels on the CPU.
 
-    PyTorch runs its vector instructions along the channels, so that 8 channels
-    leave most of each unused. Here several pixels side by side count as one of
-    many channels, and their moments are put together.
+    Several pixels side by side count as one of many channels, and their moments
+    are put together.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
-        channels = x.shape[1]
-        pixels = math.gcd(x.numel() // channels, 128 // channels)
+        pixels = pixels_to_a_row(x)
         rows = as_rows(x, pixels)
-        unused = weight.new_zeros(2, pixels * channels)
+        unused = weight.new_zeros(2, rows.shape[1])
         means, variances = torch.batch_norm_update_stats(rows, *unused, 0.0)
-        means, variances = means.view(pixels, channels), variances.view(pixels, channels)
+        means, variances = means.view(pixels, -1), variances.view(pixels, -1)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
-        ctx.pixels, ctx.eps, ctx.shape = pixels, eps, x.shape
-        ctx.save_for_backward(rows, weight, mean, variance)
+        ctx.pixels, ctx.eps = pixels, eps
+        ctx.save_for_backward(x, weight, mean, variance)
         out = torch.empty_like(x, memory_format=torch.channels_last)
         repeated = (values.repeat(pixels) for values in (weight, bias, mean, variance))
         torch.ops.aten.native_batch_norm.out(
@@ -190,21 +207,20 @@ class NarrowBatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        rows, weight, mean, variance = ctx.saved_tensors
-        count = rows.numel() // mean.numel()
+        x, weight, mean, variance = ctx.saved_tensors
+        count = x.numel() // mean.numel()
         repeated = (values.repeat(ctx.pixels) for values in (weight, mean, variance))
+        rows = (as_rows(values, ctx.pixels) for values in (gradient, x))
         gradient, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            as_rows(gradient, ctx.pixels), rows, *repeated, None, None, False, ctx.eps, [True] * 3
+            *rows, *repeated, None, None, False, ctx.eps, [True] * 3
         )
+        gradient = gradient.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         to_weight, to_bias = (values.view(ctx.pixels, -1).sum(0) for values in (to_weight, to_bias))
         # So far the moments counted as constants; what they add is affine in x.
         inverse = torch.rsqrt(variance + ctx.eps)
         scale = -weight * inverse.square() * to_weight / count
         shift = -weight * inverse * to_bias / count - scale * mean
-        scale, shift = (values.to(rows.dtype).repeat(ctx.pixels) for values in (scale, shift))
-        gradient += torch.addcmul(shift, rows, scale)
-        batch, channels, height, width = ctx.shape
-        return gradient.view(batch, height, width, channels).permute(0, 3, 1, 2), to_weight, to_bias, None
+        return add_to_channels(gradient, shift, scale, x), to_weight, to_bias, None
 
 
 def takes_channels_last(network):

@@ -27,7 +27,7 @@ class Tuning:
     """How a fit uses the machine: what benchmarks and tests vary, and nobody else."""
 
     #: CPU: from this many numbers in a tensor on, the faster forms are used.
-    large: int = 2**18
+    large: int = 2**16
     #: CPU: try whether a step is faster with fewer threads.
     threads: bool = True
     #: CUDA: capture a step as a graph; try cuDNN's algorithms; reflect borders by slices.
