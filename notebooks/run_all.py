@@ -175,7 +175,7 @@ def finish_page(page, notebook):
         if cell.metadata.get("jupyter", {}).get("source_hidden"):
             fold = shown.select_one(".jp-Cell-inputWrapper").wrap(soup.new_tag("details"))
             title = soup.new_tag("summary", style="font: 14px sans-serif; margin-left: 5em")
-            title.string = cell.source.splitlines()[0].removeprefix("#@title").lstrip(" #")
+            title.string = cell.source.splitlines()[0].lstrip("# ").removeprefix("@title ")
             fold.insert(0, title)
     for script in soup.find_all("script"):
         if "://" in str(script) or "MathJax" in str(script):

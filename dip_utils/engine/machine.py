@@ -187,7 +187,8 @@ def describe_machine(budget):
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        name = f"CPU with {torch.get_num_threads()} threads, no CUDA: everything runs, only more slowly"
+        threads = torch.get_num_threads()
+        name = f"CPU with {threads} thread{'s' * (threads > 1)}, no CUDA: everything runs, only more slowly"
     say(f"budget {budget} on {name}; {precision}; Python {platform.python_version()}, torch {torch.__version__}")
 
 
