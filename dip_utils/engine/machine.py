@@ -80,7 +80,7 @@ def say(line):
 
 
 class Pace:
-    """Holds something to a share of the time. What it takes at first, to set things up, would silence it for long."""
+    """Holds something to a share of the time; its first time, which sets things up, would silence it for long."""
 
     def __init__(self, share):
         self.share, self.begun, self.spent = share, None, 0.0

@@ -18,12 +18,8 @@ class LivePlot:
     """Loss, PSNR and the current output while a fit runs; one plot for one or several fits.
 
     When the fit ends a static picture remains, which every viewer shows. In a
-    script there is a line of progress instead.
-
-    Parameters
-    ----------
-    *names : str
-        One for each fit, in their order; none for a single fit.
+    script there is a line of progress instead. It takes a name for each of several
+    fits, in their order.
 
     Examples
     --------

@@ -88,10 +88,11 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
         Runs that kept the same steps.
     beside : {"target", "reference"}
         What stands above the outputs.
-    largest, centre : int, optional, and tuple of float
-        Of images with sides longer than `largest` pixels, 256 or of four runs 200,
-        the part about `centre` is shown, so that noise is seen pixel for pixel;
-        in shares of height and width.
+    largest : int, optional
+        Sides in pixels, 256 or of four runs 200, beyond which only a part of an
+        image is shown, so that noise is seen pixel for pixel.
+    centre : tuple of float
+        The middle of that part, as shares of height and width.
     """
     runs = runs if isinstance(runs, dict) else {"output": runs}
     if not 1 <= len(runs) <= 4:
