@@ -32,6 +32,8 @@ GREY = "#767676"
 WIDTH = 10.0
 #: Letters of a caption in an inch.
 LETTERS = 13
+#: In a table of a notebook, before a measured integer: a character without width.
+UNSEEN = "\u2060"
 #: Height over width of a signal.
 SIGNAL = 0.5
 
@@ -306,8 +308,8 @@ def show_table(rows):
 
     Floats have three digits below 1, else two. They are measurements: the test of
     the notebooks lets them change, and compares all else exactly. An integer that
-    may change, as the step that a criterion chose, is handed over as text with
-    the mark: "≈871". None is a dash.
+    may change, as the step that a criterion chose, is handed over as text with a
+    mark, "≈871", which the reader does not see. None is a dash.
     """
     if not rows or any(row.keys() != rows[0].keys() for row in rows):
         raise ValueError(f"rows: got the keys {[list(row) for row in rows]}; wants rows with the same ones")
@@ -317,9 +319,10 @@ def show_table(rows):
             digits = 3 if abs(value) < 1 else 2
             # Without the sign of a zero.
             return f"{round(value, digits) + 0.0:.{digits}f}"
-        return "–" if value is None else str(value).replace("|", r"\|" if in_notebook() else "|")
+        text = "–" if value is None else str(value)
+        return text.replace("≈", UNSEEN).replace("|", r"\|") if in_notebook() else text.replace("≈", "")
 
-    right = [any(isinstance(row[key], Real) for row in rows) for key in rows[0]]
+    right = [any(isinstance(row[key], Real) or str(row[key])[:1] == "≈" for row in rows) for key in rows[0]]
     lines = [[cell(key) for key in rows[0]]] + [[cell(row[key]) for key in rows[0]] for row in rows]
     if in_notebook():
         lines.insert(1, ["---:" if aligned else "---" for aligned in right])
