@@ -1,7 +1,7 @@
 """The notebooks in JupyterLab and in a browser, as a reader meets them.
 
 One JupyterLab server and one headless Chromium serve all tests; each notebook
-is executed once, at the smoke budget. Screenshots are in results/screenshots.
+is executed at the smoke budget, and a second time in the same kernel. Screenshots are in results/screenshots.
 """
 
 import contextlib
@@ -74,9 +74,10 @@ panel = dip.OwnImagePanel(try_it, image, steps=400)""",
 # What the tests ask the page. Pictures scrolled out of sight count as visible.
 VISIBLE = "root => [...root.querySelectorAll('img')].filter(i => i.checkVisibility()).map(i => i.src)"
 BROKEN = "() => [...document.images].filter(i => i.src.startsWith('data:') && !(i.complete && i.naturalWidth)).length"
-FINISHED = """() => {
+# Every cell has been executed, and after the cell of that number.
+FINISHED = """before => {
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
-  return prompts.length && prompts.every(text => /^\\[\\d+\\]:$/.test(text));
+  return prompts.length && prompts.every(text => /^\\[\\d+\\]:$/.test(text) && parseInt(text.slice(1)) > before);
 }"""
 # Contrast, as WCAG defines it, of an element's text against the first opaque background behind it.
 CONTRAST = """element => {
@@ -220,8 +221,8 @@ def run_all_cells(page):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
 
 
-def wait_until_finished(page, seconds):
-    page.wait_for_function(FINISHED, timeout=1000 * seconds, polling=500)
+def wait_until_finished(page, seconds, before=0):
+    page.wait_for_function(FINISHED, arg=before, timeout=1000 * seconds, polling=500)
     idle(page)
 
 
@@ -360,7 +361,7 @@ def test_runs_without_errors_and_is_saved(ran):
     assert [o for o in outputs(saved) if o.output_type == "error" or o.get("name") == "stderr"] == []
     assert page.locator(".jp-OutputArea [data-mime-type='application/vnd.jupyter.stderr']").count() == 0
     assert page.evaluate(BROKEN) == 0
-    assert "Verdict: " in "".join(o.get("text", "") for o in outputs(saved))
+    assert verdicts(saved)
 
 
 def test_slider_in_jupyterlab(ran):
@@ -413,6 +414,25 @@ def test_exported_page_offline(ran, exported, browser, scripts):
         assert "data:image/png;base64," + output.data["image/png"].replace("\n", "") in shown
     page.screenshot(path=SCREENSHOTS / f"{name}, page, {'' if scripts else 'no '}scripts.png", full_page=True)
     context.close()
+
+
+def verdicts(notebook):
+    """The claims that held; one that fails is an error instead."""
+    printed = "".join(output.get("text", "") for output in outputs(notebook))
+    return [line for line in printed.splitlines() if line.startswith("Verdict: ")]
+
+
+# The last of those that share a notebook: it puts other outputs in the place of the first.
+def test_a_second_run_all_in_the_same_kernel_says_the_same(ran, lab):
+    name, page, saved = ran
+    code = [cell for cell in saved.cells if cell.cell_type == "code"]
+    run_all_cells(page)
+    wait_until_finished(page, LONGEST_RUN, before=len(code))
+    again = save(page, lab, name)
+    counts = [cell.execution_count for cell in again.cells if cell.cell_type == "code"]
+    assert counts == list(range(len(code) + 1, 2 * len(code) + 1))
+    assert [o for o in outputs(again) if o.output_type == "error" or o.get("name") == "stderr"] == []
+    assert verdicts(again) == verdicts(saved) != []
 
 
 def test_stop_button(lab):
