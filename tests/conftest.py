@@ -31,6 +31,10 @@ def z():
     return dip.random_input(2, 32, 48, seed=0)
 
 
+# Set at its first use: here, and not by a test.
+matplotlib.get_backend()
+
+
 @pytest.fixture(autouse=True)
 def global_state_is_left_alone():
     """No public function may touch what belongs to the user's session."""
@@ -39,9 +43,10 @@ def global_state_is_left_alone():
         np.random.get_state(legacy=False)["state"]["key"].copy(),
         torch.get_default_dtype(),
         torch.get_num_threads(),
-        dict(matplotlib.rcParams),
+        # Not `dict(…)`: it would check each of 300 values anew, which takes longer than many a test.
+        dict.copy(matplotlib.rcParams),
     )
     yield
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert (before[1] == np.random.get_state(legacy=False)["state"]["key"]).all()
-    assert before[2:] == (torch.get_default_dtype(), torch.get_num_threads(), dict(matplotlib.rcParams))
+    assert before[2:] == (torch.get_default_dtype(), torch.get_num_threads(), dict.copy(matplotlib.rcParams))

@@ -151,10 +151,10 @@ def test_any_network_in_short_floats(z, photograph, name, precision):
     networks = [weighted(NETWORKS[name]()) for _ in range(3)]
     whole, part = (
         dip.fit(network, z, photograph, steps=steps, device="cpu", precision=precision)
-        for network, steps in zip(networks, (20, 12), strict=False)
+        for network, steps in zip(networks, (12, 7), strict=False)
     )
     assert np.isfinite(whole.loss).all() and whole.loss[-1] < whole.loss[0]
-    rest = dip.fit(networks[2], z, photograph, steps=8, device="cpu", precision=precision, start=part)
+    rest = dip.fit(networks[2], z, photograph, steps=5, device="cpu", precision=precision, start=part)
     assert np.array_equal(rest.loss, whole.loss) and torch.equal(rest.output, whole.output)
     # Only of our own network is it known that it stands less.
     assert precision != "auto" or "SkipNetwork i" in name or whole.precision == "float32"

@@ -62,8 +62,8 @@ def test_options_are_those_of_the_textbook(z, photograph):
 
 
 def test_average_weighs_the_newest_output_by_a_hundredth(z, photograph):
-    run = fit(z, photograph, 120, precision="float64")
-    assert torch.allclose(run.average, textbook(z, photograph, 120).averages[-1].float(), atol=1e-5)
+    run = fit(z, photograph, 110, precision="float64")
+    assert torch.allclose(run.average, textbook(z, photograph, 110).averages[-1].float(), atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -98,7 +98,7 @@ def test_gradients_of_an_earlier_pass_are_not_fitted(z, photograph):
 
 def test_loss_falls_in_short_floats_too(z, photograph):
     for precision in ("float32", "bfloat16"):
-        run = fit(z, photograph, 150, precision=precision)
+        run = fit(z, photograph, 100, precision=precision)
         assert run.loss[-1] < run.loss[0] / 3
 
 
@@ -231,14 +231,14 @@ def test_images_may_change_during_the_run(z, photograph):
 def test_a_part_and_the_rest_are_the_whole_to_the_bit(z, photograph, precision, large):
     options = dict(reference=photograph, precision=precision)
     with tuned(large=large):
-        whole = fit(z, photograph, 36, keep=(0, 20), **options)
-        part = fit(z, photograph, 20, keep=(0, 20), **options)
-        rest = fit(z, photograph, 16, keep=(30, 36), start=part, network=build(seed=7), **options)
-    assert rest.steps == 36 == rest.planned and rest.seconds > part.seconds
+        whole = fit(z, photograph, 28, keep=(0, 10), **options)
+        part = fit(z, photograph, 10, keep=(0, 10), **options)
+        rest = fit(z, photograph, 18, keep=(20, 28), start=part, network=build(seed=7), **options)
+    assert rest.steps == 28 == rest.planned and rest.seconds > part.seconds
     for curve in ("loss", "psnr", "average_psnr"):
         assert (getattr(rest, curve) == getattr(whole, curve)).all()
     assert torch.equal(rest.output, whole.output) and torch.equal(rest.average, whole.average)
-    assert sorted(rest.kept) == [0, 20, 30, 36] and sorted(part.kept) == [0, 20]
+    assert sorted(rest.kept) == [0, 10, 20, 28] and sorted(part.kept) == [0, 10]
 
 
 def test_run_goes_on_in_double_precision(z, photograph):
@@ -586,8 +586,8 @@ def test_watch_sees_the_run_so_far(z, photograph):
         seen.append((run.steps, run.running, len(run.psnr), tuple(run.output.shape), best))
 
     # Long enough to be seen twice a second and not only at the end.
-    run = fit(z, photograph, 200, watch=watch, reference=photograph, operator=Slow(0.003))
-    assert seen[-1] == (200, False, 201, (3, 32, 48), max(run.psnr))
+    run = fit(z, photograph, 90, watch=watch, reference=photograph, operator=Slow(0.007))
+    assert seen[-1] == (90, False, 91, (3, 32, 48), max(run.psnr))
     assert all(running and length == steps + 1 for steps, running, length, *_ in seen[:-1]) and len(seen) > 1
     assert len(seen) <= 2 * run.seconds + 2
 
