@@ -23,16 +23,18 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# A worker for each core, each with one thread.
 fast: $(READY)
-	$(BIN)/python -m pytest tests -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow" -n auto
 
 # Among them the notebooks in JupyterLab in a real browser.
 slow: $(READY)
-	$(BIN)/python -m pytest tests -q -m slow -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow -rs -n auto --dist loadgroup
 
-# The committed notebooks, executed anew and compared cell by cell.
+# The committed notebooks, executed anew, a worker for each, and compared cell by cell.
 notebooks: $(READY)
-	DIP_BUDGET=smoke $(BIN)/python -m pytest notebooks -q --nbval --nbval-sanitize-with tests/nbval.cfg
+	DIP_BUDGET=smoke OMP_NUM_THREADS=1 $(BIN)/python -m pytest notebooks -q --nbval --nbval-sanitize-with tests/nbval.cfg \
+		-n auto --dist loadscope
 
 # The notebooks as Colab would run them, with its versions.
 colab: $(READY) .venv-colab/ready

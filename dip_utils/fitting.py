@@ -199,7 +199,8 @@ def fit(
         Ends the run when it has run out of patience, and remembers the average
         at the step that it chooses. It never sees `reference`.
     seed : int
-        Of the noise n.
+        Of the noise n. Rounding depends on how many CPU threads share a sum, and `fit`
+        takes what is fastest: with ``OMP_NUM_THREADS=1`` a fit repeats to the last bit.
     start : Fit, optional
         A run to go on with: its weights and moments are taken up, and its noise
         where it ran on the same kind of device. Must have the same z and target,

@@ -74,8 +74,9 @@ panel = dip.OwnImagePanel(try_it, image, steps=400)""",
 # What the tests ask the page. Pictures scrolled out of sight count as visible.
 VISIBLE = "root => [...root.querySelectorAll('img')].filter(i => i.checkVisibility()).map(i => i.src)"
 BROKEN = "() => [...document.images].filter(i => i.src.startsWith('data:') && !(i.complete && i.naturalWidth)).length"
-# Every cell has been executed, and after the cell of that number.
+# Every cell has been executed, and after the cell of that number; or one has failed.
 FINISHED = """before => {
+  if (document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')) return true;
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
   return prompts.length && prompts.every(text => /^\\[\\d+\\]:$/.test(text) && parseInt(text.slice(1)) > before);
 }"""
@@ -331,7 +332,8 @@ def check_contact_sheet(page, notebook):
     assert page.evaluate(BROKEN) == 0
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# Each notebook with all its tests goes to one worker.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in NAMES])
 def ran(request, lab):
     """A notebook in JupyterLab after Run All Cells, and the file as it was saved."""
     name = request.param
@@ -486,6 +488,7 @@ def test_panels(lab):
     lab.shut_kernels_down()
 
 
+@pytest.mark.xdist_group(NAMES[0])
 def test_legible_in_the_dark_theme(lab):
     """The text of the slider, on a saved notebook, without a kernel."""
     source = lab.read(NAMES[0])

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from dip_utils.views.figures import UNSEEN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mutation")]
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = """\
