@@ -1,9 +1,10 @@
 """CPU: how many threads take a step.
 
 The threads of a step wait for each other hundreds of times. Where other programs
-are busy, one of them is always late, and a small step takes ten times as long as
-with one thread alone. A machine does not tell, so it is tried: now and then some
-steps are taken with other than the usual number, and the faster number stays.
+are busy, one of them is always late, and a small step takes several times as long
+as with one thread alone. It shows: threads that wait for one that is not there
+get less of the processors' time than they could use. Then some steps are taken
+with fewer threads, and the faster number stays.
 """
 
 import threading
@@ -11,9 +12,11 @@ import time
 
 import torch
 
-#: Steps with another number of threads, of which the fastest counts.
-TRIAL = 2
-#: Steps until the first trial, and at most between two; the pauses double while nothing better is found.
+#: From this share of its processors' time on, a step had all of them.
+WHOLE = 0.9
+#: Steps with another number of threads, the first of which sets them up; the fastest of the others counts.
+TRIAL = 3
+#: Steps until a trial, and at most between two; the pauses double while nothing better is found.
 FIRST, LONGEST = 4, 256
 #: A number of threads is taken where its steps need less than this share of the time.
 BETTER = 0.9
@@ -27,41 +30,45 @@ class Threads:
     def __init__(self):
         with _LOCK:
             self.most = torch.get_num_threads()
-        self.number, self.usual, self.pause = self.most, [], FIRST
-        self.tried, self.times, self.down = None, [], True
+        self.number, self.tried, self.pause = self.most, None, FIRST
+        self.down, self.times, self.usual = True, [], None
 
     def take(self, step):
         """Take a step; outside of it the number of threads is the user's."""
         if self.most == 1 or not _LOCK.acquire(blocking=False):
             return step()
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         torch.set_num_threads(self.tried or self.number)
         try:
             step()
         finally:
             torch.set_num_threads(self.most)
             _LOCK.release()
-        self._learn(time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        self._learn(seconds, time.process_time() - used >= WHOLE * self.most * seconds)
 
-    def _learn(self, seconds):
+    def _learn(self, seconds, whole):
         self.times.append(seconds)
-        if self.tried is None:
-            # Much slower than before: the machine has become busy.
-            late = len(self.usual) > 0 and min(self.times[-TRIAL:]) > 2 * min(self.usual)
-            if len(self.times) >= self.pause or (late and len(self.times) > TRIAL):
-                self.usual, self.times = self.times[-TRIAL:], []
-                self.tried = self._other()
-        elif len(self.times) > TRIAL:
-            # The first step with other threads sets them up.
-            if min(self.times[1:]) < BETTER * min(self.usual):
-                self.number, self.usual, self.pause = self.tried, self.times[1:], FIRST
-            else:
-                self.pause = min(2 * self.pause, LONGEST)
-            self.tried, self.times = None, []
+        if self.tried is not None:
+            if len(self.times) == TRIAL:
+                self._decide(min(self.times[1:]))
+        elif whole:
+            # Nothing is to be gained.
+            self.times.clear()
+        elif len(self.times) >= self.pause:
+            self.usual, self.tried = min(self.times[-TRIAL:]), self._other()
+            self.times.clear()
+
+    def _decide(self, seconds):
+        if seconds < BETTER * self.usual:
+            self.number, self.pause = self.tried, FIRST
+        else:
+            self.pause = min(2 * self.pause, LONGEST)
+        self.tried = None
+        self.times.clear()
 
     def _other(self):
         """Half as many threads and twice as many, in turn, where there are."""
-        self.down = self.number > 1 and (self.down or self.number == self.most)
-        other = max(1, self.number // 2) if self.down else min(self.most, 2 * self.number)
-        self.down = not self.down
-        return other
+        down = self.number > 1 and (self.down or self.number == self.most)
+        self.down = not down
+        return max(1, self.number // 2) if down else min(self.most, 2 * self.number)
