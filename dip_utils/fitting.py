@@ -271,7 +271,7 @@ def fit(
 
 def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
-    begun, step = time.perf_counter() - run.seconds, 0
+    begun, step, held_out = time.perf_counter() - run.seconds, 0, problem.held_out
     if start is None:
         problem.evaluate()
     else:
@@ -288,7 +288,7 @@ def _descend(problem, run, start, keep, watcher, presses):
             advance()
             step, looked = guard.check(step + 1)
             # Only where the guard has waited for the device anyway.
-            run.stopped = looked and problem.has_lost_patience(step) and step < run.planned
+            run.stopped = looked and step < run.planned and held_out is not None and held_out.has_lost_patience(step)
             if watcher.is_due():
                 _report(run, problem, step, begun)
                 # Otherwise the guard mends it at its next look.
@@ -308,8 +308,8 @@ def _descend(problem, run, start, keep, watcher, presses):
     run.state, run.running = problem.saved_state(step), False
     if problem.trace.shape[1]:
         run.trace = _on_cpu(problem.trace[None, : step + 1])
-    if problem.stop is not None and problem.chosen_step >= 0:
-        run.chosen_step, run.chosen = int(problem.chosen_step), _on_cpu(problem.chosen)
+    if held_out is not None and held_out.step >= 0:
+        run.chosen_step, run.chosen = int(held_out.step), _on_cpu(held_out.chosen)
     watcher.show(run)
     return run
 

@@ -84,6 +84,44 @@ def lent(network, settings):
         network.to("cpu", torch.float32)
 
 
+class HeldOut:
+    """The pixels that a `HoldOut` leaves out, and the average that it has chosen so far."""
+
+    def __init__(self, stop, target, output):
+        pixels = target[0, 0].numel()
+        self.stop, self.places = stop, stop.choose(pixels).to(target.device)
+        seen = torch.ones(pixels, dtype=torch.bool, device=target.device)
+        seen[self.places] = False
+        self.seen, self.share_seen = seen.view(target.shape[2:]), 1 - len(self.places) / pixels
+        self.least, self.step = target.new_full((), math.inf), target.new_full((), -1)
+        self.chosen = torch.zeros_like(output)
+
+    def hide(self, made, target):
+        """An image in which the target stands in for what is left out: no error there, no gradient."""
+        return torch.where(self.seen, made, target)
+
+    def pick(self, image):
+        """The pixels that are left out, in a row."""
+        return image.flatten(2)[..., self.places]
+
+    def choose(self, loss, average, step):
+        """Take the average of this step where its held-out loss is the least so far."""
+        better = (loss < self.least) & (step >= self.stop.first)
+        if self.stop.patience is not None:
+            # What comes between the end of patience and the next look is too late.
+            better &= (self.step < 0) | (step - self.step <= self.stop.patience)
+        for kept, new in ((self.least, loss), (self.step, step), (self.chosen, average)):
+            kept.copy_(torch.where(better, new, kept))
+
+    def has_lost_patience(self, step):
+        """Whether nothing better was found for long. Waits for the device."""
+        return self.stop.patience is not None and 0 <= self.step.item() < step - self.stop.patience
+
+    def state(self):
+        """The tensors that a step changes and the next one needs, by name."""
+        return {"least": self.least, "chosen_step": self.step, "chosen": self.chosen}
+
+
 class Problem:
     """One network, one input, one target on a device, and an optimizer between them."""
 
@@ -101,9 +139,9 @@ class Problem:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
         self.average = torch.zeros_like(self.output)
-        self._prepare_hold_out()
+        self.held_out = None if settings.stop is None else HeldOut(settings.stop, self.target, self.output)
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
-        self.curves = ["loss"] + ["error", "average_error"] * (reference is not None) + ["held_out"] * bool(self.stop)
+        self.curves = ["loss"] + ["error", "average_error"] * (reference is not None) + ["held_out"] * bool(settings.stop)
         traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"))[: settings.trace]
         self.traced = traced.to(device)
         # The untrained network's among them.
@@ -122,19 +160,6 @@ class Problem:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self.gradients = [weight.grad for weight in self.weights]
-
-    def _prepare_hold_out(self):
-        self.stop = self.settings.stop
-        if self.stop is None:
-            return
-        pixels = self.target[0, 0].numel()
-        self.held = self.stop.choose(pixels).to(self.target.device)
-        seen = torch.ones(pixels, dtype=torch.bool, device=self.target.device)
-        seen[self.held] = False
-        self.seen, self.share_seen = seen.view(self.target.shape[2:]), 1 - len(self.held) / pixels
-        self.least = self.target.new_full((), math.inf)
-        self.chosen_step = self.target.new_full((), -1)
-        self.chosen = torch.zeros_like(self.output)
 
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
@@ -199,10 +224,9 @@ class Problem:
     def loss(self, output):
         """The loss of d(output), over the pixels that may be fitted."""
         made = self.made(output)
-        if self.stop is None:
+        if self.held_out is None:
             return self.loss_function(made, self.target)
-        # Where a pixel is left out the target stands in for it: no error, no gradient.
-        return self.loss_function(torch.where(self.seen, made, self.target), self.target) / self.share_seen
+        return self.loss_function(self.held_out.hide(made, self.target), self.target) / self.held_out.share_seen
 
     def record(self, output, loss):
         """Bring average, curves, trace and the choice of the hold-out up to this step."""
@@ -211,33 +235,12 @@ class Problem:
         values = [loss]
         if self.reference is not None:
             values += [(image - self.reference).square().mean() for image in (self.output, self.average)]
-        if self.stop is not None:
-            values.append(self.held_out_loss())
-            self.choose(values[-1])
+        if self.held_out is not None:
+            values.append(self.loss_function(*map(self.held_out.pick, (self.made(self.average), self.target))))
+            self.held_out.choose(values[-1], self.average, self.count)
         self.records.index_copy_(1, self.count[None], torch.stack(values).to(self.exact)[:, None])
         if len(self.traced):
             self.trace.index_copy_(0, self.count[None], self.output.flatten()[None, self.traced])
-
-    def held_out_loss(self):
-        """The loss of the average at the pixels that are left out."""
-        made, target = (image.flatten(2)[..., self.held] for image in (self.made(self.average), self.target))
-        return self.loss_function(made, target)
-
-    def choose(self, value):
-        """Take the average of this step where its held-out loss is the least so far."""
-        better = (value < self.least) & (self.count >= self.stop.first)
-        if self.stop.patience is not None:
-            # What comes between the end of patience and the next look is too late.
-            better &= (self.chosen_step < 0) | (self.count - self.chosen_step <= self.stop.patience)
-        self.least.copy_(torch.where(better, value, self.least))
-        self.chosen_step.copy_(torch.where(better, self.count, self.chosen_step))
-        self.chosen.copy_(torch.where(better, self.average, self.chosen))
-
-    def has_lost_patience(self, step):
-        """Whether the hold-out has found nothing better for long. Waits for the device."""
-        if self.stop is None or self.stop.patience is None:
-            return False
-        return 0 <= self.chosen_step.item() < step - self.stop.patience
 
     # --- what surrounds it
 
@@ -248,8 +251,8 @@ class Problem:
             moments = self.optimizer.state[weight]
             state |= {f"weight.{name}": weight.detach(), f"gradient.{name}": weight.grad}
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
-        if self.stop is not None:
-            state |= {"least": self.least, "chosen_step": self.chosen_step, "chosen": self.chosen}
+        if self.held_out is not None:
+            state |= self.held_out.state()
         return state
 
     def restore(self, saved, step):
