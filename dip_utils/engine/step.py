@@ -141,7 +141,8 @@ class Problem:
         self.average = torch.zeros_like(self.output)
         self.held_out = None if settings.stop is None else HeldOut(settings.stop, self.target, self.output)
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
-        self.curves = ["loss"] + ["error", "average_error"] * (reference is not None) + ["held_out"] * bool(settings.stop)
+        self.curves = ["loss"]
+        self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
         traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"))[: settings.trace]
         self.traced = traced.to(device)
         # The untrained network's among them.
