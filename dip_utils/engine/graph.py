@@ -48,7 +48,7 @@ class Stepper:
 
     def __init__(self, problem, say):
         self.problem, self.say = problem, say
-        self.on_cpu, self.threads = problem.z.device.type == "cpu" and tuning().threads, Threads()
+        self.threads = Threads() if problem.z.device.type == "cpu" and tuning().threads else None
         self.start_over()
 
     def start_over(self):
@@ -62,7 +62,7 @@ class Stepper:
             self._capture()
         if self.graph is not None:
             self.graph.replay()
-        elif self.on_cpu:
+        elif self.threads is not None:
             self.threads.take(self.problem.step)
         else:
             self.problem.step()

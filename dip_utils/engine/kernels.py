@@ -79,14 +79,16 @@ def pixels_to_a_row(x):
 
 def add_to_channels(x, shift, scale=None, y=None):
     """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
-    shift, scale = (None if values is None else values.to(x.dtype) for values in (shift, scale))
-    if x.is_contiguous(memory_format=torch.channels_last):
-        pixels = pixels_to_a_row(x)
-        image, shift = as_rows(x, pixels), shift.repeat(pixels)
-        y, scale = (None, None) if y is None else (as_rows(y, pixels), scale.repeat(pixels))
-    else:
-        image, shift, scale = x, shift[:, None, None], None if y is None else scale[:, None, None]
-    image.add_(shift if y is None else torch.addcmul(shift, y, scale))
+    flat = x.is_contiguous(memory_format=torch.channels_last)
+    pixels = pixels_to_a_row(x) if flat else 1
+
+    def view(image):
+        return as_rows(image, pixels) if flat else image
+
+    def spread(values):
+        return values.to(x.dtype).repeat(pixels) if flat else values.to(x.dtype)[:, None, None]
+
+    view(x).add_(spread(shift) if y is None else torch.addcmul(spread(shift), view(y), spread(scale)))
     return x
 
 
