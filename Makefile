@@ -63,7 +63,7 @@ stopping: $(READY)
 report: $(READY)
 	$(BIN)/python -m benchmarks.report_images $(if $(F16),--f16 "$(F16)") $(if $(ZEBRA),--zebra "$(ZEBRA)")
 
-# What 2018's batch norms gain over today's; two hours and a half, ARGS="--side 128" half an hour.
+# What 2018's batch norms gain over today's; an hour and a half, ARGS="--side 128" twenty minutes.
 gain: $(READY)
 	$(BIN)/python -m benchmarks.gain $(ARGS)
 

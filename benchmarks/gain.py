@@ -1,8 +1,8 @@
 """How the batch norms begin: weights uniform in (0, 1), as in 2018, against the ones of today's PyTorch; `make gain`.
 
-Denoising every bundled photograph, σ = 25/255, three seeds, at 128 × 128 (600
-steps) and 256 × 256 (1200 steps). Noted is the PSNR of the average at its best
-and at the end. Two hours and a half on two cores, most of it for 256 × 256.
+Denoising every bundled photograph, σ = 25/255, three seeds, 600 steps at
+128 × 128 and at 256 × 256. Noted is the PSNR of the average at its best and at
+the end. An hour and a half on two cores, most of it for 256 × 256.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import dip_utils as dip
 
 from .common import HERE, PHOTOGRAPHS, SIGMA, Progress, Table, restoration, show, square
 
-STEPS = {128: 600, 256: 1200}
+SIDES, STEPS = (128, 256), 600
 SEEDS = (0, 1, 2)
 WEIGHTS = ("ones", "as in 2018")
 
@@ -30,7 +30,7 @@ def measure(side, name, seed, weights):
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.ones_(layer.weight)
     watch = Progress(f"{name}, {side} × {side}, seed {seed}, {weights}")
-    run = dip.fit(network, z, noisy, steps=STEPS[side], reference=clean, seed=seed, watch=watch)
+    run = dip.fit(network, z, noisy, steps=STEPS, reference=clean, seed=seed, watch=watch)
     if run.interrupted:
         raise SystemExit("Stopped: the same command goes on with this fit, from its beginning.")
     average = run.average_psnr
@@ -42,7 +42,7 @@ def measure(side, name, seed, weights):
 def table(rows):
     """A line for each photograph and size of which all seeds are there: means over the seeds, and the difference."""
     printed = []
-    for side, name in itertools.product(STEPS, PHOTOGRAPHS):
+    for side, name in itertools.product(SIDES, PHOTOGRAPHS):
         ones, uniform = (
             sorted((r for r in rows if (r["side"], r["photograph"], r["weights"]) == (side, name, weights)),
                    key=lambda row: row["seed"])
@@ -60,10 +60,10 @@ def table(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, choices=STEPS, help="only this size")
+    parser.add_argument("--side", type=int, choices=SIDES, help="only this size")
     side = parser.parse_args().side
     found = Table(HERE / "gain.json")
-    cases = list(itertools.product([side] if side else STEPS, PHOTOGRAPHS, SEEDS, WEIGHTS))
+    cases = list(itertools.product([side] if side else SIDES, PHOTOGRAPHS, SEEDS, WEIGHTS))
     for number, case in enumerate(cases, 1):
         key = dict(zip(("side", "photograph", "seed", "weights"), case, strict=True))
         if not found.find(**key):

@@ -63,7 +63,7 @@ def measure(requirement, path, seed):
     found = {"before": before, "last": float(run.psnr[-1]), "average": float(run.average_psnr[-1])}
     key = {"requirement": requirement, "seed": seed}
     rounded = {name: round(value, 3) for name, value in found.items()}
-    return key | rounded | {"seconds": round(run.seconds), "steps": run.steps, "precision": run.precision}
+    return key | rounded | {"steps": run.steps, "precision": run.precision}
 
 
 def table(rows, requirement):
@@ -75,9 +75,7 @@ def table(rows, requirement):
         values = {name: [row[key] for row in rows] for key, name in names.items()}
         means = {name: f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for name, v in values.items()}
         lines.append({"seed": "mean", **means})
-    lines.append(REPORT[requirement])
-    times = [f"{row['seconds']} s in {row['precision']}" for row in rows] + [""] * (len(lines) - len(rows))
-    return [line | {"time": time} for line, time in zip(lines, times, strict=True)]
+    return [*lines, REPORT[requirement]]
 
 
 def main():
