@@ -150,7 +150,7 @@ def test_the_setup_cell_is_the_same_everywhere():
 def test_shown_first_and_short(notebook, code):
     """A picture on the first screen, a computed one in the first quarter; thirty minutes to read."""
     assert len(notebook.cells) <= 46
-    assert sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown") <= 2400
+    assert sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown") <= 2300
     assert "](../images/" in notebook.cells[0].source
     first = next(i for i, cell in enumerate(notebook.cells) if any(shown(o) for o in cell.get("outputs", [])))
     assert first <= len(notebook.cells) / 4
