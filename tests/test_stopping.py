@@ -274,19 +274,16 @@ def test_hold_out_survives_a_divergence(z, noisy):
 
 
 @pytest.mark.slow
-def test_grey_stored_as_colour_stops_near_its_best():
+@pytest.mark.parametrize("seed", range(2))
+def test_grey_stored_as_colour_stops_near_its_best(seed):
     """Its channels are equal: what is left out of one alone would be given away by the others."""
-    clean = dip.luma(dip.resize(dip.sample("chelsea"), 64, 64)).expand(3, -1, -1)
-    gaps = []
-    for seed in range(3):
-        noisy = dip.add_gaussian_noise(clean[:1], 0.2, seed=seed).expand(3, -1, -1)
-        network, stop = dip.SkipNetwork(8, (32, 32, 32), (4, 4, 4), seed=seed), dip.HoldOut(patience=100)
-        z = dip.random_input(8, 64, 64, seed=seed)
-        run = fit(z, noisy, 2000, network=network, stop=stop, reference=clean, precision="float32", seed=seed)
-        assert run.stopped
-        gaps.append(run.average_psnr.max() - dip.psnr(clean, run.chosen))
-    # Two hundred pixels tell it but roughly: one of three may be off.
-    assert sorted(gaps)[1] < 0.3, gaps
+    clean = dip.luma(dip.resize(dip.sample("chelsea"), 128, 128)).expand(3, -1, -1)
+    noisy = dip.add_gaussian_noise(clean[:1], 0.2, seed=seed).expand(3, -1, -1)
+    network, stop = dip.SkipNetwork(8, (32, 32, 32), (4, 4, 4), seed=seed), dip.HoldOut(patience=100)
+    z = dip.random_input(8, 128, 128, seed=seed)
+    run = fit(z, noisy, 2000, network=network, stop=stop, reference=clean, precision="float32", seed=seed)
+    assert run.stopped
+    assert run.average_psnr.max() - dip.psnr(clean, run.chosen) < 0.3
 
 
 # --- going on
