@@ -71,9 +71,9 @@ gain: $(READY)
 cuda:
 	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/cuda.py $(ARGS)
 
-# Executes the notebooks in place, at the full budget, and checks them.
+# Executes the notebooks in place, at the full budget, and checks them; one of them: ARGS=2_denoising
 publish: $(READY)
-	$(BIN)/python notebooks/run_all.py --publish
+	DIP_BUDGET=full $(BIN)/python notebooks/run_all.py --publish $(ARGS)
 	$(BIN)/python notebooks/run_all.py --pictures
 	$(BIN)/python -m pytest tests/test_notebook_files.py -q
 

@@ -2,11 +2,12 @@
 
 import json
 import re
+import statistics
 
 import nbformat
 import pytest
 
-from benchmarks import denoising, gain, report_images, salt_and_pepper, stopping
+from benchmarks import average, denoising, gain, report_images, salt_and_pepper, stopping
 
 from .test_notebook_files import NOTEBOOKS, ROOT, decimals, printed
 
@@ -65,6 +66,7 @@ def results(name):
         ("### Requirement 2", "report_images", lambda rows: report_images.table(rows, 2)),
         ("### Requirement 3", "report_images", lambda rows: report_images.table(rows, 3)),
         ("## Denoising, blind", "denoising", denoising.table),
+        ("## A better average?", "average", average.table),
         ("## When to stop", "stopping", stopping.table),
         ("## Salt and pepper", "salt_and_pepper", salt_and_pepper.table),
         ("## How the batch norms begin", "gain", gain.table),
@@ -80,6 +82,16 @@ def test_table_is_what_the_script_prints(heading, name, printed):
         assert "being measured" in section
     else:
         assert table(section, "|") == [[str(cell) for cell in row.values()] for row in expected]
+
+
+@pytest.mark.parametrize(("requirement", "first", "report"), [(2, 0, ["20.364", "30.101"]), (3, 1, ["23.753"])])
+def test_the_first_results_are_those_on_the_reports_pictures(requirement, first, report):
+    """Before, last output and average, means over the runs."""
+    found = [row for row in results("report_images") if row["requirement"] == requirement]
+    row = table((ROOT / "README.md").read_text("utf-8"), "## Results")[first]
+    assert decimals(row[1]) == report
+    means = [statistics.mean(row[key] for row in found) for key in ("before", "last", "average")]
+    assert decimals(row[2]) == [f"{mean:.2f}" for mean in means]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
