@@ -19,6 +19,8 @@ SIDE, STEPS, SEEDS = 128, 1800, (0, 1, 2)
 WEIGHTS = (0.0025, 0.005, 0.02, 0.04)
 #: Steps with all pixels after hold-out has ended the fit.
 MORE = 100
+#: The pixels that `HoldOut` leaves out.
+PLACES = dip.HoldOut().choose(SIDE * SIDE)
 
 
 def averages(outputs, weight):
@@ -29,22 +31,23 @@ def averages(outputs, weight):
         yield average
 
 
-def held_out_pixels(image):
-    """The pixels that `HoldOut` leaves out, (C, pixels)."""
-    return image.flatten(1)[:, dip.HoldOut().choose(image[0].numel())]
+def pick(image):
+    """The pixels that are left out, (C, pixels)."""
+    return image.flatten(1)[:, PLACES]
 
 
 def chosen(outputs, noisy, weight):
     """The average whose held-out error is least."""
     counted = list(averages(outputs, weight))[dip.HoldOut().first :]
-    return min(counted, key=lambda average: dip.mse(held_out_pixels(average), held_out_pixels(noisy)))
+    seen = pick(noisy)
+    return min(counted, key=lambda average: dip.mse(pick(average), seen))
 
 
 def combined(images, noisy):
     """The combination, of weights with sum 1, whose held-out error is least."""
-    last, *others = (held_out_pixels(image).flatten().double().numpy() for image in images)
+    last, *others = (pick(image).flatten().double().numpy() for image in images)
     differences = np.stack([other - last for other in others], axis=1)
-    shares = np.linalg.lstsq(differences, held_out_pixels(noisy).flatten().double().numpy() - last, rcond=None)[0]
+    shares = np.linalg.lstsq(differences, pick(noisy).flatten().double().numpy() - last, rcond=None)[0]
     weights = np.array([1 - shares.sum(), *shares])
     return sum(weight * image for weight, image in zip(weights.tolist(), images, strict=True))
 
@@ -90,7 +93,8 @@ def table(rows):
         gains = {row["photograph"]: row["gains"][variant] for row in rows}
         line = {name: f"{statistics.mean(values):+.2f}" for name, values in gains.items()}
         every = [gain for values in gains.values() for gain in values]
-        printed.append({"gain in dB": variant} | line | {"all": f"{np.mean(every):+.2f} ± {np.std(every, ddof=1):.2f}"})
+        line["all"] = f"{statistics.mean(every):+.2f} ± {statistics.stdev(every):.2f}"
+        printed.append({"gain in dB": variant} | line)
     return printed
 
 

@@ -58,7 +58,7 @@ def test_a_quiet_machine_keeps_its_threads(machine):
 
 def test_a_machine_that_only_looks_busy_loses_little(machine):
     """Steps of which much is Python's use one core, on a quiet machine too."""
-    machine.seconds = {4: 1.0, 2: 1.8, 1: 3.4}
+    machine.seconds = QUIET
     machine.process_time = lambda: 0.0
     assert take(machine, Threads(), 2000) < 1.02
 
