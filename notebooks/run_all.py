@@ -46,12 +46,14 @@ class Client(NotebookClient):
 
     def say(self, words, *, at_least_every=0.0):
         """Rewrite the line on a terminal; in a log, add a line now and then."""
-        now = time.monotonic()
-        if sys.stdout.isatty():
+        now, terminal = time.monotonic(), sys.stdout.isatty()
+        if not terminal and now - self.said < at_least_every:
+            return
+        if terminal:
             print(f"\r\x1b[K{words[: os.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif now - self.said >= at_least_every:
+        else:
             print(words, flush=True)
-            self.said = now
+        self.said = now
 
     def begin(self, cell, cell_index):
         """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""
@@ -68,10 +70,10 @@ class Client(NotebookClient):
         """Say now and then that a cell without a live plot is still at work."""
         begun = time.monotonic()
         while True:
-            await asyncio.sleep(PULSE)
-            self.say(
-                f"  {self.label(cell_index)}: at work for {time.monotonic() - begun:.0f} s", at_least_every=0.9 * PULSE
-            )
+            await asyncio.sleep(PULSE / 4)
+            # Longer than a live plot ever stays silent.
+            if time.monotonic() - self.said > 1.2 * PULSE:
+                self.say(f"  {self.label(cell_index)}: at work for {time.monotonic() - begun:.0f} s")
 
     def end(self, **_):
         """No more of it: the cell is done."""

@@ -79,6 +79,24 @@ def test_a_cell_without_a_live_plot_is_said_to_be_at_work(write, monkeypatch, ca
     assert not [line for line in lines if line.startswith("cell 2 of 2: at work")]
 
 
+PLOT = """
+import time
+from IPython.display import display
+for step in range(30):
+    metadata = {"progress": f"step {step} of 30"}
+    display({"text/plain": ""}, raw=True, metadata=metadata, display_id="plot", update=step > 0)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_the_progress_of_a_live_plot_is_told(write, monkeypatch, capsys):
+    monkeypatch.setattr(run_all, "PULSE", 0.3)
+    run_all.execute(write(PLOT))
+    told = capsys.readouterr().out
+    assert told.count("cell 1 of 1: step ") >= 2 and "at work" not in told
+
+
 @pytest.mark.parametrize("path", sorted(run_all.HERE.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
     """No script, style sheet or font comes from elsewhere, and no formula waits for a renderer."""
