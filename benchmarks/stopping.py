@@ -77,7 +77,8 @@ def table(rows):
         printed.append(line)
     colour = [row for row in rows if row["photograph"] != GREY]
     for summary in (np.mean, np.max) if colour else ():
-        line = dict.fromkeys(printed[0], "") | {"photograph": "mean in colour" if summary is np.mean else "worst in colour"}
+        place = "mean" if summary is np.mean else "worst"
+        line = dict.fromkeys(printed[0], "") | {"photograph": f"{place} in colour"}
         for name in CRITERIA:
             gaps = [summary([row[f"{name}: gap{kind}"] for row in colour]) for kind in ("", " of the last output")]
             line[f"{name}: step, gaps"] = " / ".join(f"{gap:.2f}" for gap in gaps)

@@ -16,7 +16,7 @@ from .corruption import (
     uniform_noise,
 )
 from .network import PARAMETRIZATION, RESTORATION, SkipNetwork, random_input
-from .resampling import LanczosDownsampler, lanczos, resize
+from .resampling import LanczosDownsampler, resize
 from .fitting import Fit, fit, load_fit
 from .stopping import HoldOut, choose_step, exponential_variance, windowed_variance
 from .metrics import luma, mse, psnr, radial_power, share_explained, ssim, steps_to_reach

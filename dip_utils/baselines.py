@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from .corruption import add_gaussian_noise
-from .engine.checks import check_choice, check_image, check_number, check_size
+from .engine.checks import check_choice, check_floating, check_image, check_number, check_size
 from .metrics import psnr
-from .resampling import check_floating
 
 #: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
 STRENGTHS = {
@@ -81,7 +80,7 @@ def tune_denoiser(photographs, method, sigma):
 class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
-    With `fit(..., input_noise=0, precision="float32")` it is gradient descent on
+    With `fit(..., input_noise=0)` it is gradient descent on
     the pixels themselves, from the image z: `Pixels(channels, height, width)`, of a
     signal `Pixels(channels, time)`. Deep Image Prior, section 3.2, has it as
     super-resolution without a prior.
@@ -96,7 +95,7 @@ class Pixels(nn.Module):
         """(1, channels, *size) to the same."""
         if z.shape != self.change.shape:
             raise ValueError(f"z: got shape {tuple(z.shape[1:])}; wants {tuple(self.change.shape[1:])}, that of Pixels")
-        return z.to(self.change.dtype) + self.change
+        return z + self.change
 
 
 def total_variation(image):

@@ -24,7 +24,8 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     """
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
-    noise = torch.empty_like(image).normal_(generator=seeded(seed, "noise on an image"))
+    # Of the shape alone: in another order in memory a tensor would be filled with other numbers.
+    noise = torch.randn(image.shape, generator=seeded(seed, "noise on an image"), dtype=torch.float32)
     noisy = image + sigma * noise
     return noisy.clamp_(0, 1) if clip else noisy
 

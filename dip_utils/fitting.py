@@ -32,7 +32,8 @@ from .engine.watch import Watcher, stop_button
 from .network import SkipNetwork
 
 
-@dataclass
+# Tensors cannot be compared as a whole.
+@dataclass(eq=False)
 class Fit:
     """What a fit leaves behind.
 
@@ -240,10 +241,11 @@ def fit(
     if watch is not None and not callable(watch):
         raise TypeError(f"watch: got {watch!r}; wants a function of the run")
     check_integer("steps", steps, 1)
-    ours = precision != "auto" or isinstance(network, SkipNetwork)
+    if precision == "auto" and not isinstance(network, SkipNetwork):
+        precision = "float32"
     settings = Settings(
         operator, loss, regularizer, learning_rate, input_noise, trace, stop, seed,
-        device, choose_precision(precision if ours else "float32", device),
+        device, choose_precision(precision, device),
     )  # fmt: skip
     keep_freed_memory()
     try:
@@ -271,7 +273,7 @@ def fit(
 
 def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
-    begun, step, held_out = time.perf_counter() - run.seconds, 0, problem.held_out
+    begun, step, hold_out = time.perf_counter() - run.seconds, 0, problem.hold_out
     if start is None:
         problem.evaluate()
     else:
@@ -288,7 +290,7 @@ def _descend(problem, run, start, keep, watcher, presses):
             advance()
             step, looked = guard.check(step + 1)
             # Only where the guard has waited for the device anyway.
-            run.stopped = looked and step < run.planned and held_out is not None and held_out.has_lost_patience(step)
+            run.stopped = looked and step < run.planned and hold_out is not None and hold_out.has_lost_patience(step)
             if watcher.is_due():
                 _report(run, problem, step, begun)
                 # Otherwise the guard mends it at its next look.
@@ -308,8 +310,8 @@ def _descend(problem, run, start, keep, watcher, presses):
     run.state, run.running = problem.saved_state(step), False
     if problem.trace.shape[1]:
         run.trace = _on_cpu(problem.trace[None, : step + 1])
-    if held_out is not None and held_out.step >= 0:
-        run.chosen_step, run.chosen = int(held_out.step), _on_cpu(held_out.chosen)
+    if hold_out is not None and hold_out.step >= 0:
+        run.chosen_step, run.chosen = int(hold_out.step), _on_cpu(hold_out.chosen)
     watcher.show(run)
     return run
 

@@ -132,7 +132,7 @@ def save_image(image, path):
 
     Of other than one or three channels the mean is saved, and a line says so.
     """
-    image, path = check_image("image", image), Path(path)
+    image, path = check_image("image", image), Path(path).expanduser()
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .png, .jpg or the like")
     Image.fromarray(to_uint8(image)).save(path)

@@ -94,7 +94,7 @@ def share_explained(target, loss):
     target = check_image("target", target, bounded=False, signal=True)
     variance = target.double().flatten(1).var(dim=1, correction=0).mean().item()
     if variance == 0:
-        raise ValueError("target: got an image of one value; wants one whose variance is not 0")
+        raise ValueError("target: got an image of one colour; wants one whose variance is not 0")
     return 1 - _numbers(loss) / variance
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from .engine.checks import check_choice, check_image, check_integer
+from .engine.checks import check_choice, check_floating, check_image, check_integer
 
 METHODS = {
     "nearest": Image.Resampling.NEAREST,
@@ -15,19 +15,9 @@ METHODS = {
 }
 
 
-def lanczos(x, lobes=2):
-    """The Lanczos window of x in samples of the coarser grid: sinc(x) sinc(x / lobes) for |x| < lobes, else 0."""
-    return torch.where(x.abs() < lobes, torch.sinc(x) * torch.sinc(x / lobes), torch.zeros_like(x))
-
-
-def check_floating(name, image):
-    """Raise unless `image` is a tensor (..., H, W) of floating-point numbers."""
-    if not isinstance(image, torch.Tensor):
-        raise TypeError(f"{name}: got {type(image).__name__}; wants a tensor")
-    if not image.is_floating_point():
-        raise TypeError(f"{name}: got dtype {str(image.dtype)[6:]}; wants floating-point numbers")
-    if image.ndim < 2 or 0 in image.shape:
-        raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (..., height, width)")
+def lanczos(x):
+    """The Lanczos kernel with two lobes, of x in coarse pixels: sinc(x) sinc(x / 2) for |x| < 2, else 0."""
+    return torch.where(x.abs() < 2, torch.sinc(x) * torch.sinc(x / 2), torch.zeros_like(x))
 
 
 class LanczosDownsampler(nn.Module):

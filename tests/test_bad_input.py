@@ -192,7 +192,7 @@ CASES = {
     "border too wide": (lambda: dip.psnr(IMAGE, IMAGE, border=16), ValueError, ["border", "16", "32"]),
     "SSIM of a stamp": (lambda: dip.ssim(IMAGE[:, :8], IMAGE[:, :8]), ValueError, ["reference", "at least 11"]),
     "luma of grey": (lambda: dip.luma(IMAGE[:1]), ValueError, ["image", "1 channels", "wants 3"]),
-    "share of one value": (lambda: dip.share_explained(IMAGE * 0, 0.1), ValueError, ["target", "one value"]),
+    "share of one colour": (lambda: dip.share_explained(IMAGE * 0, 0.1), ValueError, ["target", "one colour"]),
     "resized to nothing": (lambda: dip.resize(IMAGE, 0, 4), ValueError, ["height", "0"]),
     "resized by magic": (lambda: dip.resize(IMAGE, 4, 4, "magic"), ValueError, ["method", "'magic'", "bicubic"]),
     "crop beyond the border": (lambda: dip.crop(IMAGE, 8, 8, top=30), ValueError, ["8 × 8", "32 × 48"]),

@@ -31,6 +31,12 @@ def test_gaussian_noise_clips_only_where_asked(photograph, clip):
     assert (noisy.min() < -1) == (not clip)
 
 
+def test_noise_does_not_depend_on_how_an_image_lies_in_memory(photograph):
+    elsewhere = photograph.movedim(0, 2).contiguous().movedim(2, 0)
+    noisy = (dip.add_gaussian_noise(image, 0.1, seed=0) for image in (photograph, elsewhere))
+    assert torch.equal(*noisy)
+
+
 def test_no_noise_is_the_same_image(photograph):
     assert torch.equal(dip.add_gaussian_noise(photograph, 0, seed=0), photograph)
 

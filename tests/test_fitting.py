@@ -270,7 +270,7 @@ def test_damaged_and_foreign_files_are_refused(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     fit(z, photograph).save(path)
     whole = path.read_bytes()
-    for content in (b"", b"not an archive", whole[: len(whole) // 2], whole[:-30]):
+    for content in (b"", b"not an archive", b"some text", b"J1", whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="truncated or not a run"):
             dip.load_fit(path)

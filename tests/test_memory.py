@@ -40,6 +40,20 @@ def needed(z, **options):
     return float(re.search(r"needs about (\S+) GB", str(raised.value))[1]), str(raised.value)
 
 
+class Greedy(dip.Pixels):
+    """Needs numbers, so that its memory cannot be foreseen, and gets no memory for them."""
+
+    def forward(self, z):
+        if z.mean().item() > -1:
+            raise torch.OutOfMemoryError("not enough memory")
+        return super().forward(z)
+
+
+def test_no_memory_in_the_rehearsal_is_a_memory_error():
+    with pytest.raises(MemoryError, match=r"^z: a fit of 16 × 16 ran out of memory"):
+        fit(torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), network=Greedy(3, 16, 16))
+
+
 def test_too_large_a_fit_is_refused_at_once_with_advice(free):
     network = dip.SkipNetwork(**dip.RESTORATION, seed=0)
     before = [parameter.clone() for parameter in network.parameters()]

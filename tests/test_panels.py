@@ -99,6 +99,16 @@ def test_panel_loads_fits_and_saves(photograph, tmp_path, monkeypatch):
     assert Image.open("deep_image_prior.png").size == (53, 37)
 
 
+def test_panel_says_why_it_could_not_save(photograph, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep_image_prior.png").mkdir()
+    with cell():
+        panel = dip.OwnImagePanel(fit, photograph, steps=10)
+        click_start(panel)
+        panel.save.click()
+    assert "directory" in panel.message.value.lower() and "deep_image_prior.png" in panel.message.value
+
+
 def test_panel_enlarges_a_small_picture_without_a_reference(photograph, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with cell():

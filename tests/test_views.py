@@ -53,7 +53,21 @@ def show_everything(photograph):
         run, {"falling": np.linspace(2, 1, 5), "endless": np.full(5, 1.0)}, {"falling": 4, "endless": None}
     )
     dip.compare({"a": photograph, "b": run.output}, (0.1, 0.1, 0.5, 0.5))
-    dip.plot_kernel(dip.LanczosDownsampler(3).kernel, dip.lanczos, factor=3)
+    dip.plot_kernel(dip.LanczosDownsampler(3))
+
+
+def test_film_strip_says_at_which_step_a_run_was_stopped(photograph, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(dip.views.figures, "show", lambda figure, *_: drawn.append(figure))
+    whole, stopped = fit(photograph, 8), fit(photograph, 4)
+    stopped.planned = 8
+    for runs, expected in (
+        ([whole, whole], ["step 0", "step 8", "target", "", "", ""]),
+        ([whole, stopped], ["step 0", "step 8", "target", "", "stopped at 4", ""]),
+        ([stopped, whole], ["step 0", "stopped at 4", "target", "", "step 8", ""]),
+    ):
+        dip.film_strip(dict(zip("ab", runs, strict=True)), (0, 8))
+        assert [axes.get_title() for axes in drawn.pop().axes] == expected
 
 
 def test_every_figure_is_a_picture_with_a_description(photograph):

@@ -80,3 +80,13 @@ def check_same_shape(name, image, other_name, other):
         raise ValueError(
             f"{name}: got shape {tuple(image.shape)}; wants {tuple(other.shape)}, the shape of {other_name}"
         )
+
+
+def check_floating(name, image):
+    """Raise unless `image` is a tensor (..., H, W) of floating-point numbers."""
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"{name}: got {type(image).__name__}; wants a tensor")
+    if not image.is_floating_point():
+        raise TypeError(f"{name}: got dtype {str(image.dtype)[6:]}; wants floating-point numbers")
+    if image.ndim < 2 or 0 in image.shape:
+        raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (..., height, width)")

@@ -8,7 +8,7 @@ from torch import nn
 from ..network import SkipNetwork
 from .checks import check_image, check_integer, check_same_shape
 from .machine import say
-from .memory import by, check_memory, dry_pass, memory_needed
+from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
 #: Values of a target beyond this cannot be meant for an image in [0, 1].
 FAR = 20
@@ -16,11 +16,13 @@ FAR = 20
 
 def checked_images(z, target, reference):
     """Copies of input, target and reference as `fit` takes them, or an error."""
-    # What the user does to them meanwhile is no concern of the fit.
-    z, target, reference = (
-        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True).clone()
+    images = [
+        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True)
         for name, image in (("z", z), ("target", target), ("reference", reference))
-    )
+    ]
+    # What the user does to them meanwhile is no concern of the fit, nor is how they lie in memory.
+    layout = torch.contiguous_format
+    z, target, reference = (None if image is None else image.clone(memory_format=layout) for image in images)
     # Recipe A's target leaves [0, 1].
     least, most = (value.item() for value in target.aminmax())
     if max(-least, most) > FAR:
@@ -105,7 +107,9 @@ def _check_start(start, network, images, shape, settings):
         if not torch.equal(image, earlier):
             raise ValueError(f"start: got a run on another {name}; wants one on this {name}")
     wanted = {name: tuple(weight.shape) for name, weight in network.named_parameters() if weight.requires_grad}
-    had = {name[7:]: tuple(tensor.shape) for name, tensor in start.state.items() if name.startswith("weight.")}
+    had = {
+        name.removeprefix("weight."): tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")
+    }
     if wanted != had or tuple(start.output.shape) != shape:
         raise ValueError("start: got a run of another network; wants one of a network built like this one")
     now = settings.summary()
@@ -120,7 +124,7 @@ def _rehearse_network(network, z, settings):
     """The shape of what the network makes of z; raise where it fails or the memory will not do."""
     try:
         output, kept = dry_pass(network, z.shape, settings.precision)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, TypeError):
         # It needs numbers, or has a tensor that is no parameter of it: try it for real.
         trial = placed("network", network, settings.device, settings.precision)
         output, kept = _attempt("network", trial, z[None].to(settings.device, settings.precision)), None
@@ -136,13 +140,15 @@ def _rehearse_network(network, z, settings):
     return tuple(output.shape[1:])
 
 
-def placed(name, function, device, exact):
+def placed(name, function, device, dtype):
     """A copy of a module with its tensors where the fit is; a plain function as it is."""
     if not isinstance(function, nn.Module):
         return function
     try:
-        return copy.deepcopy(function).to(device, exact)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+        return copy.deepcopy(function).to(device, dtype)
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise TypeError(
             f"{name}: got a module that cannot be copied: {error}; wants one that can, or a plain function"
         ) from error
@@ -152,7 +158,9 @@ def _attempt(name, function, *arguments):
     """Call one of the user's functions as the fit will; where it fails, say on what."""
     try:
         return function(*arguments)
-    except (RuntimeError, NotImplementedError, IndexError) as error:
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         x = arguments[0]
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(

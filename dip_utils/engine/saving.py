@@ -1,7 +1,6 @@
 """A run as a file: written whole or not at all, read without running code."""
 
 import os
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ FILE_FORMAT = "dip_utils.Fit 4"
 
 def save(fields, path):
     """Write a dict of tensors, arrays and plain values; it appears under its name only when complete."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".pt":
         raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .pt")
     content = {"format": FILE_FORMAT}
@@ -33,13 +32,16 @@ def save(fields, path):
 
 def load(path):
     """Read what `save` wrote."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"path: got {str(path)!r}, where there is no file; wants a saved run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("format") != FILE_FORMAT:
             raise KeyError("format")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
+    except OSError:
+        raise
+    # Reading another file, the unpickler raises anything.
+    except Exception as error:
         raise ValueError(f"path: got {str(path)!r}, truncated or not a run that Fit.save wrote") from error
     return content

@@ -82,9 +82,11 @@ def lent(network, settings):
     finally:
         network.zero_grad()
         network.to("cpu", torch.float32)
+        if takes_channels_last(network):
+            network.to(memory_format=torch.contiguous_format)
 
 
-class HeldOut:
+class HeldOutPixels:
     """The pixels that a `HoldOut` leaves out, and the average that it has chosen so far."""
 
     def __init__(self, stop, target, output):
@@ -139,7 +141,7 @@ class Problem:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
         self.average = torch.zeros_like(self.output)
-        self.held_out = None if settings.stop is None else HeldOut(settings.stop, self.target, self.output)
+        self.hold_out = None if settings.stop is None else HeldOutPixels(settings.stop, self.target, self.output)
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
         self.curves = ["loss"]
         self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
@@ -225,9 +227,9 @@ class Problem:
     def loss(self, output):
         """The loss of d(output), over the pixels that may be fitted."""
         made = self.made(output)
-        if self.held_out is None:
+        if self.hold_out is None:
             return self.loss_function(made, self.target)
-        return self.loss_function(self.held_out.hide(made, self.target), self.target) / self.held_out.share_seen
+        return self.loss_function(self.hold_out.hide(made, self.target), self.target) / self.hold_out.share_seen
 
     def record(self, output, loss):
         """Bring average, curves, trace and the choice of the hold-out up to this step."""
@@ -236,9 +238,9 @@ class Problem:
         values = [loss]
         if self.reference is not None:
             values += [(image - self.reference).square().mean() for image in (self.output, self.average)]
-        if self.held_out is not None:
-            values.append(self.loss_function(*map(self.held_out.pick, (self.made(self.average), self.target))))
-            self.held_out.choose(values[-1], self.average, self.count)
+        if self.hold_out is not None:
+            values.append(self.loss_function(*map(self.hold_out.pick, (self.made(self.average), self.target))))
+            self.hold_out.choose(values[-1], self.average, self.count)
         self.records.index_copy_(1, self.count[None], torch.stack(values).to(self.exact)[:, None])
         if len(self.traced):
             self.trace.index_copy_(0, self.count[None], self.output.flatten()[None, self.traced])
@@ -252,8 +254,8 @@ class Problem:
             moments = self.optimizer.state[weight]
             state |= {f"weight.{name}": weight.detach(), f"gradient.{name}": weight.grad}
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
-        if self.held_out is not None:
-            state |= self.held_out.state()
+        if self.hold_out is not None:
+            state |= self.hold_out.state()
         return state
 
     def restore(self, saved, step):

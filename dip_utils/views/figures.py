@@ -18,6 +18,7 @@ from ..engine.checks import check_image
 from ..engine.machine import say
 from ..images import to_uint8
 from ..metrics import radial_power
+from ..resampling import lanczos
 from .page import in_notebook, show
 
 STYLES = {
@@ -147,11 +148,14 @@ def film_strip(runs, steps, *, last="target"):
     """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
     check_beside("last", last, runs)
     check_kept(runs, steps)
-    rows = []
+    rows, above = [], [None] * (len(steps) + 1)
     for run in runs.values():
         captions = [f"step {step}" if step in run.kept else f"stopped at {run.steps}" for step in steps] + [last]
         pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]
-        rows.append([("" if rows else caption, picture) for caption, picture in zip(captions, pictures, strict=True)])
+        # What stands above already is not said again.
+        said = ["" if caption == other else caption for caption, other in zip(captions, above, strict=True)]
+        rows.append(list(zip(said, pictures, strict=True)))
+        above = captions
     figure, grid = draw_grid(rows, len(steps) + 1)
     room = max(5, int(LETTERS * figure.get_figheight() / len(rows)))
     for axes, name in zip(grid[:, 0], runs, strict=True):
@@ -181,7 +185,7 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
             # Of two lines that lie close together the lower one is named from below.
             side, shift = ("top", -3) if len(lines) > 1 and level == min(lines.values()) else ("bottom", 3)
-            axes.annotate(name, (1, level), (-2, shift), ha="right", va=side, fontsize=8, color=GREY,
+            axes.annotate(name, (0, level), (2, shift), ha="left", va=side, fontsize=8, color=GREY,
                           xycoords=("axes fraction", "data"), textcoords="offset points",
                           bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})  # fmt: skip
     if minimum is not None:
@@ -282,17 +286,17 @@ def compare(images, zoom, *, columns=None):
     show(figure, "comparison", f"Images side by side, each with an enlarged part: {', '.join(images)}")
 
 
-def plot_kernel(kernel, function, *, factor):
-    """The weights (taps,) of a downsampler on top of the `function` L(t), t in coarse pixels, that they sample."""
-    taps = len(kernel)
+def plot_kernel(downsampler):
+    """The weights of a `LanczosDownsampler` on top of the kernel L(t), t in coarse pixels, that they sample."""
+    kernel, factor, taps = downsampler.kernel, downsampler.factor, len(downsampler.kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor
     fine = torch.linspace(-2.5, 2.5, 501)
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    scale = kernel.max().item() / function(torch.tensor(np.abs(offsets).min())).item()
-    left.plot(fine, function(fine) * scale, color=GREY, linewidth=1, label="L(t), scaled")
+    scale = kernel.max().item() / lanczos(torch.tensor(np.abs(offsets).min())).item()
+    left.plot(fine, lanczos(fine) * scale, color=GREY, linewidth=1, label="L(t), scaled")
     left.stem(offsets, kernel.numpy(), linefmt="#0072B2", basefmt=" ", label="the weights")
-    style_axes(left, "distance in low-resolution pixels", "weight")
+    style_axes(left, "distance in coarse pixels", "weight")
     left.legend(frameon=False, fontsize=8)
     plane = torch.outer(kernel, kernel).numpy()
     bound = np.abs(plane).max()

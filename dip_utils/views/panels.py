@@ -159,5 +159,9 @@ class OwnImagePanel:
 
     def _save(self, _):
         path = Path("deep_image_prior.png").resolve()
-        save_image(self.run.best.clamp(0, 1), path)
+        try:
+            save_image(self.run.best.clamp(0, 1), path)
+        except OSError as error:
+            self.message.value = bold(error)
+            return
         self.message.value = html.escape(f"saved as {path}")
