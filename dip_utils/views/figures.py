@@ -231,7 +231,7 @@ def plot_stopping(run, criteria, chosen):
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
     # A run that went on with a reference has no PSNR of its first steps.
     best = int(np.nanargmax(run.average_psnr))
-    top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="last output")
+    top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="output")
     top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
     top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
     top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, run.average_psnr[best] + 0.7)

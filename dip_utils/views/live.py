@@ -74,7 +74,7 @@ class LivePlot:
         style_axes(plots[0], "step", "loss")
         if with_psnr:
             curves = {name: run.average_psnr for name, run in self.runs.items() if run.psnr is not None}
-            curves = curves if several else {"last output": run.psnr, "average": run.average_psnr}
+            curves = curves if several else {"output": run.psnr, "average": run.average_psnr}
             draw_curves(plots[1], curves, names=self.names if several else None)
             style_axes(plots[1], "step", "PSNR of the average (dB)" if several else "PSNR (dB)")
         for axes in plots:
