@@ -80,12 +80,10 @@ def test_a_cell_without_a_live_plot_is_said_to_be_at_work(write, monkeypatch, ca
 
 
 PLOT = """
-import time
-from IPython.display import display
-for step in range(30):
-    metadata = {"progress": f"step {step} of 30"}
-    display({"text/plain": ""}, raw=True, metadata=metadata, display_id="plot", update=step > 0)
-    time.sleep(0.05)
+import dip_utils as dip
+network, z = dip.SkipNetwork(2, (4, 4), (0, 0), seed=0), dip.random_input(2, 32, 32, seed=0)
+target = dip.uniform_noise(3, 32, 32, seed=0)
+dip.fit(network, z, target, steps=600, watch=dip.LivePlot(), device="cpu", precision="float32")
 """
 
 
@@ -93,8 +91,7 @@ for step in range(30):
 def test_the_progress_of_a_live_plot_is_told(write, monkeypatch, capsys):
     monkeypatch.setattr(run_all, "PULSE", 0.3)
     run_all.execute(write(PLOT))
-    told = capsys.readouterr().out
-    assert told.count("cell 1 of 1: step ") >= 2 and "at work" not in told
+    assert re.search(r"cell 1 of 1: output: +\d+%.* \d+/600 ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("path", sorted(run_all.HERE.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -63,7 +63,8 @@ class LivePlot:
             f'<img width="{self.metadata["image/png"]["width"]}" alt="{html.escape(self.text[1:-1])}" '
             f'src="data:image/png;base64,{self.picture["image/png"]}">'
         )
-        self.handle.update({"text/html": page, "text/plain": self.text}, raw=True)
+        # The metadata are for who runs notebooks without looking: `run_all.py` prints them.
+        self.handle.update({"text/html": page, "text/plain": self.text}, raw=True, metadata={"progress": progress})
 
     def _draw(self, name, run):
         figure = new_figure(3.2)
