@@ -40,7 +40,7 @@ FIRST_SCREENS = {
 class Client(NotebookClient):
     """A notebook client that tells how far it is."""
 
-    said = 0.0
+    said = heard = 0.0
     interrupted = False
     pulse = None
 
@@ -71,8 +71,7 @@ class Client(NotebookClient):
         begun = time.monotonic()
         while True:
             await asyncio.sleep(PULSE / 4)
-            # Longer than a live plot ever stays silent.
-            if time.monotonic() - self.said > 1.2 * PULSE:
+            if time.monotonic() - max(self.said, self.heard) > PULSE:
                 self.say(f"  {self.label(cell_index)}: at work for {time.monotonic() - begun:.0f} s")
 
     def end(self, **_):
@@ -89,6 +88,7 @@ class Client(NotebookClient):
         """Show the progress that the live plot of a fit carries along."""
         progress = msg["content"].get("metadata", {}).get("progress")
         if progress:
+            self.heard = time.monotonic()
             self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=PULSE)
         return super().process_message(msg, cell, cell_index)
 

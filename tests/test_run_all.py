@@ -83,15 +83,15 @@ PLOT = """
 import dip_utils as dip
 network, z = dip.SkipNetwork(2, (4, 4), (0, 0), seed=0), dip.random_input(2, 32, 32, seed=0)
 target = dip.uniform_noise(3, 32, 32, seed=0)
-dip.fit(network, z, target, steps=600, watch=dip.LivePlot(), device="cpu", precision="float32")
+dip.fit(network, z, target, steps=3000, watch=dip.LivePlot(), device="cpu", precision="float32")
 """
 
 
 @pytest.mark.slow
 def test_the_progress_of_a_live_plot_is_told(write, monkeypatch, capsys):
-    monkeypatch.setattr(run_all, "PULSE", 0.3)
+    monkeypatch.setattr(run_all, "PULSE", 1)
     run_all.execute(write(PLOT))
-    assert re.search(r"cell 1 of 1: output: +\d+%.* \d+/600 ", capsys.readouterr().out)
+    assert re.search(r"cell 1 of 1: output: +\d+%.* \d+/3000 ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("path", sorted(run_all.HERE.glob("*.ipynb")), ids=lambda path: path.stem)
