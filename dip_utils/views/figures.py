@@ -246,7 +246,7 @@ def plot_stopping(run, criteria, chosen):
             top.axvline(step, color=colour, linestyle=dashes, linewidth=0.8, label=f"{name} chooses")
             for axes, values in ((top, run.average_psnr), (bottom, curve)):
                 axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
-    bottom.set_ylim(0.95, 2)
+    bottom.set_ylim(0.95, min(2, bottom.get_ylim()[1]))
     style_axes(top, "", "PSNR (dB)")
     style_axes(bottom, "step", "criterion / its minimum")
     for axes in (top, bottom):
