@@ -44,10 +44,10 @@ def fitted(image):
     return image.flatten(1)[:, None, is_fitted]
 
 
-def chosen(averages, noisy):
+def chosen(outputs, noisy, weight):
     """The average whose held-out error is least."""
-    seen = pick(noisy)
-    return min(averages[dip.HoldOut().first :], key=lambda average: dip.mse(pick(average), seen))
+    seen, counted = pick(noisy), list(averages(outputs, weight))[dip.HoldOut().first :]
+    return min(counted, key=lambda average: dip.mse(pick(average), seen))
 
 
 def combined(images, noisy):
@@ -81,7 +81,7 @@ def measure(name):
         row["one run"].append(round(dip.psnr(clean, run.best), 4))
         outputs = [run.kept[step] for step in range(run.steps + 1)]
         for weight in WEIGHTS:
-            image = chosen(list(averages(outputs, weight)), noisy)
+            image = chosen(outputs, noisy, weight)
             note(f"weight {weight} for the newest output", dip.psnr(clean, image), run.best)
         note("the best step, known from the clean image", run.average_psnr.max(), run.best)
         note("the fitted pixels alone", dip.psnr(fitted(clean), fitted(run.best)), run.best)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import dip_utils as dip
+from dip_utils.baselines import STRENGTHS
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "benchmarks"
@@ -34,6 +35,11 @@ def restoration(size, seed, channels=3):
     """Network 2 and its z."""
     network = dip.SkipNetwork(**dip.RESTORATION, output_channels=channels, seed=seed)
     return network, dip.random_input(32, *size, seed=seed)
+
+
+def by_strength(clean, noisy, method):
+    """PSNR that a classical denoiser achieves with each of its strengths, a dict."""
+    return {strength: dip.psnr(clean, dip.denoise(noisy, method, SIGMA, strength)) for strength in STRENGTHS[method]}
 
 
 class Progress:

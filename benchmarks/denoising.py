@@ -21,7 +21,7 @@ from PIL import Image
 import dip_utils as dip
 from dip_utils.baselines import STRENGTHS
 
-from .common import HERE, PHOTOGRAPHS, RESULTS, SIGMA, Table, fit_in_pieces, restoration, show, square
+from .common import HERE, PHOTOGRAPHS, RESULTS, SIGMA, Table, by_strength, fit_in_pieces, restoration, show, square
 
 SIDE, STEPS, SEEDS = 256, 1800, (0, 1, 2)
 
@@ -45,11 +45,11 @@ def measure_classical(name, clean):
     noisy = noisy_version(clean)
     row = {"picture": name, "noisy": round(dip.psnr(clean, noisy), 4)}
     for method, strengths in STRENGTHS.items():
-        found = [round(dip.psnr(clean, dip.denoise(noisy, method, SIGMA, strength)), 4) for strength in strengths]
-        if max(found) in (found[0], found[-1]):
-            print(f"{name}: {method} is best at an end of the strengths tried, {strengths}", flush=True)
         # JSON has no other keys than strings.
-        row[method] = dict(zip(map(str, strengths), found, strict=True))
+        found = {str(strength): round(psnr, 4) for strength, psnr in by_strength(clean, noisy, method).items()}
+        if max(found.values()) in (found[str(strengths[0])], found[str(strengths[-1])]):
+            print(f"{name}: {method} is best at an end of the strengths tried, {strengths}", flush=True)
+        row[method] = found
     return row
 
 

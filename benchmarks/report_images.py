@@ -12,9 +12,8 @@ import argparse
 import statistics
 
 import dip_utils as dip
-from dip_utils.baselines import STRENGTHS
 
-from .common import HERE, RESULTS, SIGMA, Table, fit_in_pieces, restoration, show
+from .common import HERE, RESULTS, SIGMA, Table, by_strength, fit_in_pieces, restoration, show
 
 FOLDER = RESULTS / "report_images"
 STEPS = {2: 1800, 3: 2000}
@@ -23,16 +22,18 @@ TITLES = {
     2: "Requirement 2: denoising F16, 512 × 512, σ = 25/255, 1800 steps",
     3: "Requirement 3: zebra enlarged four times, to 576 × 384 (width × height), 2000 steps",
 }
-CLASSIC = "non-local means, tuned on this picture"
-REPORT = {
+#: Of a row's values, the names in the table.
+COLUMNS = {
     2: {
-        "seed": "the report",
-        "noisy": "20.364",
-        "last output": "29.910, 30.561, 29.831; mean 30.101",
-        "average": "–",
-        CLASSIC: "–",
+        "before": "noisy", "last": "last output", "average": "average",
+        "classic": "non-local means, tuned on this picture",
     },
-    3: {"seed": "the report", "bicubic": "–", "last output": "23.753", "average": "–"},
+    3: {"before": "bicubic", "last": "last output", "average": "average"},
+}  # fmt: skip
+#: What the report says, a row in the same columns.
+REPORT = {
+    2: ("the report", "20.364", "29.910, 30.561, 29.831; mean 30.101", "–", "–"),
+    3: ("the report", "–", "23.753", "–"),
 }
 
 
@@ -55,12 +56,6 @@ def super_resolution(path, seed):
 PROBLEMS = {2: denoising, 3: super_resolution}
 
 
-def non_local_means(clean, noisy):
-    """PSNR with the strength that is best on this very picture."""
-    tried = (dip.denoise(noisy, "non-local means", SIGMA, strength) for strength in STRENGTHS["non-local means"])
-    return max(dip.psnr(clean, image) for image in tried)
-
-
 def saved_run(requirement, seed):
     """Where a run is until it is complete."""
     return FOLDER / f"{requirement}_{seed}.pt"
@@ -75,8 +70,8 @@ def measure(requirement, path, seed):
         operator=operator, steps=STEPS[requirement], reference=clean, seed=seed,
     )  # fmt: skip
     found = {"before": before, "last": float(run.psnr[-1]), "average": float(run.average_psnr[-1])}
-    if requirement == 2:
-        found["classic"] = non_local_means(clean, target)
+    if "classic" in COLUMNS[requirement]:
+        found["classic"] = max(by_strength(clean, target, "non-local means").values())
     key = {"requirement": requirement, "seed": seed}
     rounded = {name: round(value, 3) for name, value in found.items()}
     return key | rounded | {"steps": run.steps, "precision": run.precision}
@@ -84,16 +79,14 @@ def measure(requirement, path, seed):
 
 def table(rows, requirement):
     """The runs, their mean and standard deviation, and what the report says."""
-    names = {"before": "noisy" if requirement == 2 else "bicubic", "last": "last output", "average": "average"}
-    if requirement == 2:
-        names["classic"] = CLASSIC
+    names = COLUMNS[requirement]
     rows = sorted((row for row in rows if row["requirement"] == requirement), key=lambda row: row["seed"])
     lines = [{"seed": row["seed"], **{name: f"{row[key]:.3f}" for key, name in names.items()}} for row in rows]
     if len(rows) > 1:
         values = {name: [row[key] for row in rows] for key, name in names.items()}
         means = {name: f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for name, v in values.items()}
         lines.append({"seed": "mean", **means})
-    return [*lines, REPORT[requirement]]
+    return [*lines, dict(zip(("seed", *names.values()), REPORT[requirement], strict=True))]
 
 
 def main():

@@ -80,9 +80,9 @@ def tune_denoiser(photographs, method, sigma):
 class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
-    With `fit(..., input_noise=0)` it is gradient descent on
-    the pixels themselves, from the image z: `Pixels(channels, height, width)`, of a
-    signal `Pixels(channels, time)`. Deep Image Prior, section 3.2, has it as
+    With `fit(..., input_noise=0)` it is gradient descent on the pixels themselves,
+    from the image z: `Pixels(channels, height, width)`, of a signal
+    `Pixels(channels, time)`. Deep Image Prior, section 3.2, has it as
     super-resolution without a prior.
     """
 

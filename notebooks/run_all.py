@@ -46,14 +46,12 @@ class Client(NotebookClient):
 
     def say(self, words, *, at_least_every=0.0):
         """Rewrite the line on a terminal; in a log, add a line now and then."""
-        now, terminal = time.monotonic(), sys.stdout.isatty()
-        if not terminal and now - self.said < at_least_every:
-            return
-        if terminal:
+        now = time.monotonic()
+        if sys.stdout.isatty():
             print(f"\r\x1b[K{words[: os.get_terminal_size().columns - 1]}", end="", flush=True)
-        else:
+        elif now - self.said >= at_least_every:
             print(words, flush=True)
-        self.said = now
+            self.said = now
 
     def begin(self, cell, cell_index):
         """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""

@@ -266,6 +266,15 @@ def test_run_says_in_a_line_what_it_is(z, photograph):
     assert repr(fit(z, photograph, reference=photograph)).startswith("<Fit: 12 of 12 steps in 0 s on cpu in float32, ")
 
 
+def test_runs_are_told_apart_and_saved_in_the_home_folder(z, photograph, tmp_path, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    run, other = fit(z, photograph), fit(z, photograph)
+    assert [run, other].index(other) == 1 and run == run and run != other
+    run.save("~/run.pt")
+    assert torch.equal(dip.load_fit("~/run.pt").output, run.output)
+
+
 def test_damaged_and_foreign_files_are_refused(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     fit(z, photograph).save(path)

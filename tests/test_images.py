@@ -65,6 +65,14 @@ def test_saved_images_come_back(tmp_path, photograph):
         assert (dip.load_image(tmp_path / "a.png", multiple=1) - image).abs().max() <= 0.5 / 255 + 1e-6
 
 
+def test_the_home_folder_is_known_by_its_short_name(tmp_path, photograph, monkeypatch):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    dip.save_image(photograph, "~/mine.png")
+    assert (tmp_path / "mine.png").is_file()
+    assert torch.equal(dip.load_image("~/mine.png", multiple=1), dip.load_image(tmp_path / "mine.png", multiple=1))
+
+
 @pytest.mark.parametrize("channels", [2, 4, 31])
 def test_other_channels_than_grey_and_rgb_are_saved_as_their_mean(tmp_path, capsys, channels):
     image = dip.uniform_noise(channels, 8, 8, seed=0)

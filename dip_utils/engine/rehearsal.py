@@ -16,13 +16,8 @@ FAR = 20
 
 def checked_images(z, target, reference):
     """Copies of input, target and reference as `fit` takes them, or an error."""
-    images = [
-        None if name == "reference" and image is None else check_image(name, image, bounded=False, signal=True)
-        for name, image in (("z", z), ("target", target), ("reference", reference))
-    ]
-    # What the user does to them meanwhile is no concern of the fit, nor is how they lie in memory.
-    layout = torch.contiguous_format
-    z, target, reference = (None if image is None else image.clone(memory_format=layout) for image in images)
+    z, target = _copied("z", z), _copied("target", target)
+    reference = None if reference is None else _copied("reference", reference)
     # Recipe A's target leaves [0, 1].
     least, most = (value.item() for value in target.aminmax())
     if max(-least, most) > FAR:
@@ -31,6 +26,11 @@ def checked_images(z, target, reference):
             "divide it by its white, for example 255"
         )
     return z, target, reference
+
+
+def _copied(name, image):
+    """A checked copy: neither what the user does to it meanwhile nor how it lies in memory concerns the fit."""
+    return check_image(name, image, bounded=False, signal=True).clone(memory_format=torch.contiguous_format)
 
 
 def checked_steps(keep, first, last):

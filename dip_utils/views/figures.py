@@ -288,7 +288,8 @@ def compare(images, zoom, *, columns=None):
 
 def plot_kernel(downsampler):
     """The weights of a `LanczosDownsampler` on top of the kernel L(t), t in coarse pixels, that they sample."""
-    kernel, factor, taps = downsampler.kernel, downsampler.factor, len(downsampler.kernel)
+    kernel, factor = downsampler.kernel, downsampler.factor
+    taps = len(kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor
     fine = torch.linspace(-2.5, 2.5, 501)
     figure = new_figure(3.2)

@@ -163,5 +163,5 @@ class OwnImagePanel:
             save_image(self.run.best.clamp(0, 1), path)
         except OSError as error:
             self.message.value = bold(error)
-            return
-        self.message.value = html.escape(f"saved as {path}")
+        else:
+            self.message.value = html.escape(f"saved as {path}")
