@@ -45,11 +45,11 @@ colab: $(READY) .venv-colab/ready
 	.venv-colab/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-# Those below that take long go on where they were stopped.
-
 # A step of fit beside the textbook loop; some minutes.
 benchmark: $(READY)
 	$(BIN)/python -m benchmarks.benchmark $(ARGS)
+
+# The next four go on where they were stopped.
 
 # Denoising beside classical methods; two hours. Of your own pictures: ARGS="--folder my_pictures"
 denoising: $(READY)

@@ -12,7 +12,7 @@ import torch
 
 import dip_utils as dip
 
-from .common import HERE, PHOTOGRAPHS, SIGMA, Progress, Table, restoration, show, square
+from .common import HERE, PHOTOGRAPHS, SIGMA, Progress, Table, complete, restoration, show, square
 
 SIDE, STEPS, SEEDS = 128, 1800, (0, 1, 2)
 #: Of the newest output; `fit` has 0.01.
@@ -71,12 +71,10 @@ def measure(name):
     for seed in SEEDS:
         network, z = restoration((SIDE, SIDE), seed)
         watch = Progress(f"{name}, seed {seed}")
-        run = dip.fit(
+        run = complete(dip.fit(
             network, z, noisy, steps=STEPS, keep=range(STEPS + 1),
             reference=clean, stop=dip.HoldOut(), seed=seed, watch=watch,
-        )  # fmt: skip
-        if run.interrupted:
-            raise SystemExit("Stopped: the same command goes on with this photograph, from its beginning.")
+        ))  # fmt: skip
         best.append(run.best)
         row["one run"].append(round(dip.psnr(clean, run.best), 4))
         outputs = [run.kept[step] for step in range(run.steps + 1)]
@@ -85,7 +83,8 @@ def measure(name):
             note(f"weight {weight} for the newest output", dip.psnr(clean, image), run.best)
         note("the best step, known from the clean image", run.average_psnr.max(), run.best)
         note("the fitted pixels alone", dip.psnr(fitted(clean), fitted(run.best)), run.best)
-        more = dip.fit(network, z, noisy, steps=MORE, learning_rate=LEARNING_RATE, seed=seed + len(SEEDS)).average
+        seed += len(SEEDS)
+        more = complete(dip.fit(network, z, noisy, steps=MORE, learning_rate=LEARNING_RATE, seed=seed)).average
         note(f"{MORE} more steps with all pixels, their mean", dip.psnr(clean, more), run.best)
         note("the same, and the average before it: the mean of both", dip.psnr(clean, (more + run.best) / 2), run.best)
     mean = sum(best) / len(best)

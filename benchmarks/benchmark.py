@@ -8,6 +8,7 @@ What the rest of the time is spent on stands in `benchmarks/README.md`.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -105,6 +106,7 @@ def time_to_quality(steps):
         for name, loop in loops.items():
             print(f"{name}: {steps} steps", flush=True)
             plain[name] = in_own_process("textbook", loop)
+            print(f"  {plain[name]['psnr']:.2f} dB in {plain[name]['step'] * steps:.0f} s", flush=True)
         print(f"fit: {steps} steps", flush=True)
         ours = in_own_process("one_fit", case | {"levels": [found["psnr"] for found in plain.values()]})
     rows = []
@@ -125,16 +127,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, one round")
     parser.add_argument(
-        "--quality", type=int, metavar="STEPS", help="add the time to quality after so many steps (1800)"
+        "--quality",
+        type=int,
+        metavar="STEPS",
+        help="add the time to quality of the textbook loop's STEPS steps, for example 1800",
     )
     parser.add_argument("--precision", default="auto", help="of fit's activations, for example float32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables there too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the tables there too; one that is not measured stays"
+    )
     arguments = parser.parse_args()
-    found = about() | rates()
+    found = json.loads(arguments.json.read_text("utf-8")) if arguments.json and arguments.json.exists() else {}
+    found |= about() | rates()
     print(f"CPU: {found['cpu']}; {found['system']}; torch {found['torch']}")
     rounds, cases = (1, QUICK_CASES) if arguments.quick else (3, CASES)
     found["steps"] = [measure(*case, arguments.precision, rounds) for case in cases]
     show(found["steps"])
+    # Already here: what follows takes hours.
+    if arguments.json:
+        write_json(arguments.json, found)
     if arguments.quality:
         found["time to quality"] = time_to_quality(arguments.quality)
         show(found["time to quality"]["loops"])

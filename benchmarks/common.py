@@ -62,6 +62,14 @@ class Progress:
         )
 
 
+def complete(run):
+    """The run; the end of the benchmark where it was stopped by hand or has diverged, which is no result."""
+    if run.interrupted or run.diverged:
+        why = "diverged" if run.diverged else "stopped; the same command goes on from what is saved"
+        sys.exit(f"{run}: {why}")
+    return run
+
+
 def fit_in_pieces(saved, name, *problem, steps, **options):
     """As `dip.fit`, in pieces of which each is saved in a file; goes on from there where the file is there."""
     run = dip.load_fit(saved) if saved.exists() else None
@@ -70,12 +78,9 @@ def fit_in_pieces(saved, name, *problem, steps, **options):
         run = dip.fit(*problem, steps=min(PIECE, steps - done), start=run, watch=watch, **options)
         run.save(saved)
         done = run.steps
-        print(f"{name}: {run}, average {run.average_psnr[-1]:.2f} dB", flush=True)
-        if run.interrupted:
-            sys.exit("The same command goes on from there.")
-        if run.diverged:
-            sys.exit(f"{name}: diverged at step {done}")
-    return run
+        print(f"{name}: step {done} of {steps} saved, average {run.average_psnr[-1]:.2f} dB", flush=True)
+        complete(run)
+    return complete(run)
 
 
 class Table:
@@ -92,7 +97,7 @@ class Table:
         return next((row for row in self.rows if key.items() <= row.items()), None)
 
     def add(self, row):
-        """Append a row and write the file, with the machine and the version that measured it."""
+        """Append a row and write the file, with the machine and the version that measured the last one."""
         self.rows.append(row)
         write_json(self.path, {"measured on": about(), "rows": self.rows})
 
@@ -110,13 +115,18 @@ def about():
     return {"cpu": cpu, "system": platform.platform(), "torch": torch.__version__}
 
 
-def show(rows):
-    """Print rows, a list of dicts alike, as a Markdown table."""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+def markdown(rows):
+    """The lines of a Markdown table of rows, a list of dicts alike; None is a dash."""
+    cells = [["–" if value is None else str(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+
+
+def show(rows):
+    """Print rows as a Markdown table."""
+    print(*markdown(rows), sep="\n")
 
 
 def in_own_process(script, case):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import dip_utils as dip
-from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, show, write_json
+from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, markdown, show, write_json
 
 FOLDER = RESULTS / "cuda"
 #: Network, height, width, and the ratio over the textbook loop that is aimed at.
@@ -241,12 +241,7 @@ def page(found):
     )
     yield ""
     if found["steps"]:
-        names = [name for name in found["steps"][0] if name not in ("aim", "remarks")]
-        yield "| " + " | ".join(names) + " |"
-        yield "|" + "---|" * len(names)
-        for row in found["steps"]:
-            yield "| " + " | ".join("–" if row[name] is None else str(row[name]) for name in names) + " |"
-        yield ""
+        yield from (*markdown(printed(found["steps"])), "")
         yield from verdicts(found["steps"])
         yield from sorted({f"- {row['form']}: {remark}" for row in found["steps"] for remark in row["remarks"]})
     for title in ("denoising", "notebooks"):
@@ -257,6 +252,11 @@ def page(found):
             yield f"- {name}: {value}"
     yield from ("", "## How long the parts took", "")
     yield from (f"- {part}: {seconds} s" for part, seconds in found["parts"].items())
+
+
+def printed(rows):
+    """The rows without what is said elsewhere."""
+    return [{name: value for name, value in row.items() if name not in ("aim", "remarks")} for row in rows]
 
 
 def verdicts(rows):
@@ -308,7 +308,7 @@ def main():
     except KeyboardInterrupt:
         report.fail("the rest", "stopped by hand")
     if report.found["steps"]:
-        show([{k: v for k, v in row.items() if k not in ("aim", "remarks")} for row in report.found["steps"]])
+        show(printed(report.found["steps"]))
     failed = report.found["failed"]
     print(f"\n{FOLDER / 'cuda.md'}\n{FOLDER / 'cuda.json'}\n{len(failed)} parts failed", flush=True)
     sys.exit(1 if failed else 0)

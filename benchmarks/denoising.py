@@ -12,6 +12,7 @@ stopped.
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,21 @@ from dip_utils.baselines import STRENGTHS
 from .common import HERE, PHOTOGRAPHS, RESULTS, SIGMA, Table, by_strength, fit_in_pieces, restoration, show, square
 
 SIDE, STEPS, SEEDS = 256, 1800, (0, 1, 2)
+#: What five scales need.
+SMALLEST = 33
 
 
 def pictures(folder=None, longest=None):
-    """Clean images by name: of a folder's image files, or the bundled photographs."""
+    """Clean images by name: of a folder's image files that are large enough, or the bundled photographs."""
     if folder is None:
         return {name: square(name, SIDE) for name in PHOTOGRAPHS}
     readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in readable)
-    return {path.name: dip.load_image(path, longest=longest, multiple=1) for path in files}
+    images = {path.name: dip.load_image(path, longest=longest, multiple=1) for path in files}
+    small = [name for name, image in images.items() if min(image.shape[1:]) < SMALLEST]
+    if small:
+        print(f"Left out, smaller than {SMALLEST} pixels: {', '.join(small)}")
+    return {name: image for name, image in images.items() if name not in small}
 
 
 def noisy_version(clean):
@@ -55,7 +62,9 @@ def measure_classical(name, clean):
 
 def measure(name, clean, seed, steps, folder):
     """One row: one run; also what the mean of its chosen average and those of the seeds before it achieves."""
-    averages = [torch.load(folder / f"{name}_{other}_average.pt") for other in SEEDS[: SEEDS.index(seed)]]
+    earlier = [folder / f"{name}_{other}_average.pt" for other in SEEDS[: SEEDS.index(seed)]]
+    if missing := [str(path) for path in earlier if not path.is_file()]:
+        sys.exit(f"{', '.join(missing)}: no longer there; delete the JSON file as well, to measure all anew")
     network, z = restoration(clean.shape[1:], seed, len(clean))
     saved = folder / f"{name}_{seed}.pt"
     run = fit_in_pieces(
@@ -63,7 +72,7 @@ def measure(name, clean, seed, steps, folder):
         steps=steps, reference=clean, seed=seed, stop=dip.HoldOut(patience=None),
     )  # fmt: skip
     torch.save(run.best, folder / f"{name}_{seed}_average.pt")
-    together = torch.stack([*averages, run.best]).mean(dim=0)
+    together = torch.stack([*map(torch.load, earlier), run.best]).mean(dim=0)
     found = {"last output": run.psnr[-1], "average at the end": run.average_psnr[-1]}
     found |= {"chosen average": dip.psnr(clean, run.best), "together": dip.psnr(clean, together)}
     key = {"picture": name, "seed": seed}
@@ -80,11 +89,9 @@ def tuned(own, others):
 
 
 def table(rows):
-    """A line for each picture, and their mean; nothing while runs are missing."""
+    """A line for each picture, and their mean."""
     classical = [row for row in rows if "seed" not in row]
     runs = {(row["picture"], row["seed"]): row for row in rows if "seed" in row}
-    if len(runs) < len(classical) * len(SEEDS):
-        return []
     found = []
     for row in classical:
         first, last = (runs[row["picture"], seed] for seed in (SEEDS[0], SEEDS[-1]))
@@ -121,6 +128,10 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     published = given.folder is None and given.steps == STEPS
     found = Table(HERE / "denoising.json" if published else folder / "results.json")
+    if not found.rows:
+        # Of what was deleted to be measured anew.
+        for old in folder.glob("*.pt"):
+            old.unlink()
     for name, image in clean.items():
         if not found.find(picture=name):
             found.add(measure_classical(name, image))

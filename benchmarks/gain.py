@@ -13,7 +13,7 @@ from torch import nn
 
 import dip_utils as dip
 
-from .common import HERE, PHOTOGRAPHS, SIGMA, Progress, Table, restoration, show, square
+from .common import HERE, PHOTOGRAPHS, SIGMA, Progress, Table, complete, restoration, show, square
 
 SIDES, STEPS = (128, 256), 600
 SEEDS = (0, 1, 2)
@@ -30,9 +30,7 @@ def measure(side, name, seed, weights):
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.ones_(layer.weight)
     watch = Progress(f"{name}, {side} × {side}, seed {seed}, {weights}")
-    run = dip.fit(network, z, noisy, steps=STEPS, reference=clean, seed=seed, watch=watch)
-    if run.interrupted:
-        raise SystemExit("Stopped: the same command goes on with this fit, from its beginning.")
+    run = complete(dip.fit(network, z, noisy, steps=STEPS, reference=clean, seed=seed, watch=watch))
     average = run.average_psnr
     found = {"best": round(float(average.max()), 3), "its step": int(average.argmax())}
     key = {"side": side, "photograph": name, "seed": seed, "weights": weights}

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import dip_utils as dip
 
-from .common import HERE, Progress, Table, restoration, show, square
+from .common import HERE, Progress, Table, complete, restoration, show, square
 
 PHOTOGRAPH, SIDE, SHARE, STEPS = "chelsea", 96, 0.1, 1000
 LOSSES = {"mean squared error": F.mse_loss, "L1": F.l1_loss}
@@ -20,10 +20,10 @@ def measure(name):
     clean = square(PHOTOGRAPH, SIDE)
     noisy = dip.add_salt_and_pepper(clean, SHARE, seed=0)
     network, z = restoration((SIDE, SIDE), seed=0)
-    run = dip.fit(
+    run = complete(dip.fit(
         network, z, noisy, loss=LOSSES[name], steps=STEPS, reference=clean, stop=dip.HoldOut(patience=None),
         watch=Progress(name),
-    )  # fmt: skip
+    ))  # fmt: skip
     average = run.average_psnr
     chosen = dip.choose_step(run.held_out, dip.HoldOut().patience, dip.HoldOut().first)
     values = {"noisy": dip.psnr(clean, noisy), "last output": run.psnr[-1], "best output": run.psnr.max()}

@@ -11,7 +11,7 @@ import statistics
 import dip_utils as dip
 from dip_utils.engine.machine import tuned
 
-from .common import SIGMA, Progress, restoration
+from .common import SIGMA, Progress, complete, restoration
 
 #: Precision, and how the machine is used: from no size on are the faster forms used in the slow way.
 WAYS = {"float32, plain forms": ("float32", {"large": 2**62}), "as fit does it": ("auto", {})}
@@ -21,10 +21,10 @@ def average_psnr(clean, noisy, seed, way):
     precision, changes = WAYS[way]
     network, z = restoration(clean.shape[1:], seed)
     with tuned(**changes):
-        run = dip.fit(
+        run = complete(dip.fit(
             network, z, noisy, steps=600, reference=clean, seed=seed, precision=precision, device="cpu",
             watch=Progress(f"{way}, seed {seed}"),
-        )  # fmt: skip
+        ))  # fmt: skip
     return run.average_psnr[-1]
 
 

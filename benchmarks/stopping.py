@@ -20,7 +20,7 @@ import torch
 
 import dip_utils as dip
 
-from .common import HERE, PHOTOGRAPHS, Progress, Table, restoration, show, square
+from .common import HERE, PHOTOGRAPHS, Progress, Table, complete, restoration, show, square
 
 SIDE, STEPS = 96, 1600
 GREY = "astronaut in grey, as RGB"
@@ -42,10 +42,10 @@ def measure(name, sigma):
     torch.set_num_threads(1)
     clean, noisy = images(name, sigma)
     network, z = restoration((SIDE, SIDE), seed=0)
-    run = dip.fit(
+    run = complete(dip.fit(
         network, z, noisy, steps=STEPS, reference=clean, stop=dip.HoldOut(patience=None), trace=2048,
         watch=Progress(f"{name}, 255 σ = {sigma}"),
-    )  # fmt: skip
+    ))  # fmt: skip
     default = dip.HoldOut()
     choices = {
         "hold-out": dip.choose_step(run.held_out, default.patience, default.first),

@@ -55,10 +55,9 @@ class Client(NotebookClient):
 
     def begin(self, cell, cell_index):
         """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""
-        if cell.cell_type == "code":
-            self.say(f"  {self.label(cell_index)}", at_least_every=PULSE)
-            self.end()
-            self.pulse = asyncio.get_running_loop().create_task(self.beat(cell_index))
+        self.say(f"  {self.label(cell_index)}", at_least_every=PULSE)
+        self.end()
+        self.pulse = asyncio.get_running_loop().create_task(self.beat(cell_index))
         # Windows knows no handlers, and raises KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -183,15 +182,17 @@ def finish_page(page, notebook):
     for picture in soup.select(".jp-MarkdownOutput img"):
         if "://" in picture["src"]:
             picture.replace_with(picture["alt"])
-        else:
+        elif not picture["src"].startswith("data:"):
             file = base64.b64encode((HERE / picture["src"]).read_bytes()).decode()
             picture["src"] = f"data:image/{Path(picture['src']).suffix[1:]};base64,{file}"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    described = [output.metadata[kind] for output in outputs for kind in PICTURES if kind in output.get("data", {})]
+    described = [
+        output.metadata.get(kind, {}) for output in outputs for kind in PICTURES if kind in output.get("data", {})
+    ]
     # Those of the sliders have theirs already.
     pictures = soup.select(".jp-OutputArea-output.jp-RenderedImage img")
     for picture, about in zip(pictures, described, strict=True):
-        picture["alt"] = about["alt"]
+        picture["alt"] = about.get("alt", "")
     return str(soup)
 
 
@@ -210,10 +211,12 @@ def write_first_screens():
         cells = nbformat.read(HERE / f"{name}.ipynb", as_version=4).cells
         for output in (output for cell in cells for output in cell.get("outputs", [])):
             kind = next((kind for kind in PICTURES if kind in output.get("data", {})), None)
-            if kind and output.metadata[kind]["alt"].startswith(description):
+            if kind and output.metadata.get(kind, {}).get("alt", "").startswith(description):
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")
                 (HERE.parent / "images" / f"{name}.jpg").write_bytes(encoded(picture, "jpeg", quality=90))
                 break
+        else:
+            sys.exit(f"{name}.ipynb: there is no picture whose description begins with {description!r}")
 
 
 def set_address(address):
