@@ -204,9 +204,9 @@ def fit(
         takes what is fastest: with ``OMP_NUM_THREADS=1`` a fit repeats to the last bit.
     start : Fit, optional
         A run to go on with: its weights and moments are taken up, and its noise
-        where it ran on the same kind of device. Must have the same z and target,
-        a network built alike, and leave the same pixels out. Operator, loss,
-        learning rate and noise may be others.
+        where it ran on the same kind of device. Must have the same z, target and
+        reference (if both have one), a network built alike, and leave the same
+        pixels out. Operator, loss, learning rate and noise may be others.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
         of the time, and once at the end. It may raise KeyboardInterrupt to stop
@@ -252,12 +252,12 @@ def fit(
         with torch.inference_mode(False), torch.enable_grad():
             images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)
-            run = Fit(*images, int(steps), str(device), settings.summary())
+            before = 0 if start is None else start.steps
+            run = Fit(*images, before + int(steps), str(device), settings.summary())
             if start is not None:
-                run.planned, run.seconds = start.steps + int(steps), start.seconds
-                run.kept, run.remarks = dict(start.kept), list(start.remarks)
-            keep = checked_steps(keep, run.planned - int(steps), run.planned)
-            memory.check_records(len(keep) * math.prod(shape), trace * (run.planned + 1), device)
+                run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
+            keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
+            memory.check_records(len(keep) * values, min(trace, values) * (run.planned + 1), device)
             with stop_button() as presses, on_device(settings), lent(network, settings):
                 problem = Problem(network, *images, shape, run.planned, settings)
                 return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
@@ -282,11 +282,9 @@ def _descend(problem, run, start, keep, watcher, presses):
     advance = Stepper(problem, run.say)
     guard = Guard(problem, run, step, advance)
     try:
-        while True:
+        while step < run.planned and not (presses or run.diverged or run.stopped):
             if step in keep:
                 run.kept[step] = _on_cpu(problem.output)
-            if step >= run.planned or presses or run.diverged or run.stopped:
-                break
             advance()
             step, looked = guard.check(step + 1)
             # Only where the guard has waited for the device anyway.
@@ -303,6 +301,8 @@ def _descend(problem, run, start, keep, watcher, presses):
         presses.append(signal.SIGINT)
         step = guard.go_back()
     step = guard.last_look(step, bool(presses))
+    if step in keep:
+        run.kept[step] = _on_cpu(problem.output)
     run.interrupted = bool(presses) and step < run.planned
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")

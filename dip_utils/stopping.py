@@ -85,11 +85,13 @@ def exponential_variance(trace, weight=0.1):
     """
     check_number("weight", weight, above=0, below=1)
     trace = _checked(trace).double()
-    mean, variance, curve = trace[0].clone(), 0.0, np.full(len(trace), np.nan)
-    for step, values in enumerate(trace):
+    # A run that went on with a trace has none of its first steps.
+    first = int(trace.isnan().any(dim=1).sum())
+    mean, variance, curve = trace[first].clone(), 0.0, np.full(len(trace), np.nan)
+    for step, values in enumerate(trace[first:], first):
         variance = (1 - weight) * (variance + weight * (values - mean).square().mean().item())
         mean.lerp_(values, weight)
-        if step >= 3 / weight:
+        if step - first >= 3 / weight:
             curve[step] = variance
     return curve
 

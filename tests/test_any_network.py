@@ -1,5 +1,6 @@
 """`fit` trains any module: a student's own, one on signals, one of another library; and any loss."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,6 +181,45 @@ def test_running_statistics_are_those_of_the_steps_alone(z, photograph):
         assert norm.running_var.min() > 0 and (norm.running_mean != 0).all()
         assert torch.isfinite(network.eval()(z[None])).all() and np.isfinite(run.loss).all()
         network.train()
+
+
+def test_running_statistics_are_mended_too(z, photograph):
+    calls = []
+
+    def spoil(x):
+        calls.append(x)
+        return x * float("nan") if len(calls) == 31 else x
+
+    network = weighted(nn.Sequential(skipping(nn.Conv2d, 2, 3, 1), nn.BatchNorm2d(3), nn.Sigmoid()))
+    network[0].register_forward_hook(lambda layer, inputs, output: spoil(output))
+    run = dip.fit(network, z, photograph, steps=60, device="cpu")
+    assert len(run.remarks) == 1 and not run.diverged and torch.isfinite(network.eval()(z[None])).all()
+
+
+def test_a_run_takes_frozen_weights_and_statistics_along(z, photograph, tmp_path):
+    def network(seed):
+        layers = nn.Sequential(skipping(nn.Conv2d, 2, 4, 1), nn.BatchNorm2d(4), skipping(nn.Conv2d, 4, 3, 1))
+        weighted(layers, seed)[0].requires_grad_(False)
+        return layers
+
+    options, first, second = dict(device="cpu", seed=1), network(0), network(1)
+    whole = dip.fit(network(0), z, photograph, steps=9, **options)
+    dip.fit(first, z, photograph, steps=5, **options).save(tmp_path / "run.pt")
+    rest = dip.fit(second, z, photograph, steps=4, start=dip.load_fit(tmp_path / "run.pt"), **options)
+    assert torch.equal(rest.output, whole.output)
+    assert torch.equal(second[0].weight, first[0].weight) and second[1].num_batches_tracked == 10
+
+
+@pytest.mark.skipif(
+    "bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="this PyTorch has no batch norm without bias"
+)
+def test_batch_norm_without_a_bias(z, photograph):
+    network = nn.Sequential(
+        skipping(nn.Conv2d, 2, 8, 1), nn.BatchNorm2d(8, track_running_stats=False, bias=False),
+        skipping(nn.Conv2d, 8, 3, 1),
+    )  # fmt: skip
+    with tuned(large=0):
+        assert np.isfinite(dip.fit(weighted(network), z, photograph, steps=3, device="cpu").loss).all()
 
 
 def test_hooks_see_every_step_and_stay(z, photograph):

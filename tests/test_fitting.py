@@ -311,6 +311,10 @@ def started(z, photograph, **options):
 NOT_TO_GO_ON = {
     "another z": (lambda z, x: fit(z.flip(1), x, start=fit(z, x)), "start: got a run on another z; wants one on this"),
     "another target": (lambda z, x: fit(z, 1 - x, start=fit(z, x)), "start: got a run on another target; wants"),
+    "another reference": (
+        lambda z, x: fit(z, x, reference=1 - x, start=fit(z, x, reference=x)),
+        "start: got a run on another reference",
+    ),
     "another size": (lambda z, x: fit(z[:, :16], x[:, :16], start=fit(z, x)), r"z: got shape .* of start"),
     "wider network": (lambda z, x: started(z, x, network=build(channels=(4, 8))), "start: got a run of another net"),
     "network of other layers": (lambda z, x: started(z, x, network=build(skip_channels=(0, 2))), "another network"),
@@ -430,7 +434,7 @@ def test_interrupt_inside_a_step_goes_back_to_a_whole_one(z, photograph):
 
     run = fit(z, photograph, 100, operator=interrupting, keep=(0, 25, 30))
     assert run.interrupted and run.steps == 25 and len(run.loss) == 26 and np.isfinite(run.loss).all()
-    assert sorted(run.kept) == [0, 25]
+    assert sorted(run.kept) == [0, 25] and torch.equal(run.kept[25], run.output)
 
 
 # --- in threads

@@ -85,6 +85,10 @@ def test_too_much_to_keep_is_refused_at_once(z, photograph, free):
         fit(z, photograph, 20_000, trace=4608)
 
 
+def test_a_trace_of_more_than_there_is_takes_no_more(z, photograph):
+    assert fit(z, photograph, 2, trace=10**12).trace.shape == (3, photograph.numel())
+
+
 def test_limit_of_a_container(tmp_path):
     names = [tmp_path / name for name in ("max", "current", "stat")]
     assert memory.left_in(*names) == []

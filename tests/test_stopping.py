@@ -1,5 +1,7 @@
 """The criteria against slow, obvious versions; and that `stop` never sees the reference."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,13 @@ def test_exponential_variance_is_that_of_the_paper(trace):
         assert step < 15 or curve[step] == pytest.approx(variance)
 
 
+def test_exponential_variance_begins_where_the_trace_does(trace):
+    late = torch.cat([torch.full((6, trace.shape[1]), float("nan")), trace])
+    curve = dip.exponential_variance(late, weight=0.2)
+    assert np.isnan(curve[:6]).all()
+    np.testing.assert_array_equal(curve[6:], dip.exponential_variance(trace, weight=0.2))
+
+
 def test_least_value_is_chosen_and_patience_ends_the_search():
     curve = [1, 0.1, 9, 8, 7, 8, 8, 6, 9, 9, 9, 5]
     assert dip.choose_step(curve, patience=3, first=2) == 7
@@ -82,11 +91,13 @@ def test_variances_of_a_run_are_those_of_its_outputs(z, noisy):
     late = fit(z, noisy, 30, start=fit(z, noisy, 10), trace=noisy.numel())
     assert some.trace.shape == (41, 1000) and late.trace.shape == (41, noisy.numel())
     assert late.trace[:10].isnan().all()
-    for variance in (lambda x: dip.windowed_variance(x, window=20), lambda x: dip.exponential_variance(x, weight=0.2)):
+    windowed, exponential = partial(dip.windowed_variance, window=20), partial(dip.exponential_variance, weight=0.2)
+    for variance, filled in ((windowed, 19), (exponential, 15)):
         curve = variance(run.trace)
         assert np.allclose(curve, variance(outputs), rtol=1e-4, equal_nan=True) and np.isfinite(curve[19:]).all()
         assert np.allclose(variance(some.trace)[19:], curve[19:], rtol=0.2)
-        assert np.isnan(variance(late.trace)[:29]).all()
+        curve = variance(late.trace)
+        assert np.isnan(curve[: 10 + filled]).all() and np.isfinite(curve[10 + filled :]).all()
 
 
 def test_trace_is_part_of_the_outputs(z, noisy):

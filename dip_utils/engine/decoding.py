@@ -21,7 +21,7 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode(path, longest, white):
-    """The image (C, H, W) of a file, neither shrunk nor cropped, and a list of what was done to it."""
+    """The image (C, H, W) of a file, of a JPEG no smaller than `longest`, and a list of what was done to it."""
     got = f"path: got {str(path)!r}"
     if path.is_dir():
         raise IsADirectoryError(f"{got}, a folder; wants an image file")
@@ -161,7 +161,7 @@ def _check_pixels(width, height):
 
 
 def _to_srgb(picture, profile):
-    """A picture of mode L, RGB or RGBA, its colours converted from a profile; None where they cannot be."""
+    """A picture in L, RGB or RGBA, its colours converted from a profile; None where they cannot be."""
     mode = "RGBA" if picture.mode == "RGBA" else "RGB"
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

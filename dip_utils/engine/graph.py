@@ -34,7 +34,10 @@ def on_device(settings):
         return
     # Shapes are fixed, so a search for the fastest algorithm pays; float32 that is asked for means float32.
     cudnn = torch.backends.cudnn.flags(
-        enabled=True, benchmark=tuning().cudnn_benchmark, allow_tf32=settings.precision.itemsize < 4
+        enabled=True,
+        benchmark=tuning().cudnn_benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=settings.precision.itemsize < 4,
     )
     stream = _stream(settings.device)
     with _LOCK, cudnn:

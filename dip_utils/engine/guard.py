@@ -20,7 +20,7 @@ class Guard:
     def __init__(self, problem, run, step, stepper):
         self.problem, self.run, self.stepper = problem, run, stepper
         self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
-        self.copied = self.checked = self.calm_since = step
+        self.copied = self.checked = self.counted_since = step
         # Not from the record: a run may go on with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
         # The loss of the target's mean colour, or mean value.
@@ -51,8 +51,8 @@ class Guard:
         return bool(loss > max(4 * self.usual, self.flat / 2))
 
     def _recover(self, step, what):
-        if step - self.calm_since > FORGIVEN_AFTER:
-            self.recoveries, self.calm_since = 0, step
+        if step - self.counted_since > FORGIVEN_AFTER:
+            self.recoveries, self.counted_since = 0, step
         self.recoveries += 1
         self.run.diverged = self.recoveries > MOST_RECOVERIES
         if self.run.diverged:

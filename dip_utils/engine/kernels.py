@@ -285,7 +285,7 @@ def _join(layer, skip, below, height, width):
 
 def _batch_norm(layer, x):
     narrow = layer.num_features <= NARROW and x.is_contiguous(memory_format=torch.channels_last)
-    if narrow and _pays(x) and not layer.track_running_stats and layer.affine:
+    if narrow and _pays(x) and not layer.track_running_stats and layer.bias is not None:
         return NarrowBatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
     return nn.BatchNorm2d.forward(layer, x)
 

@@ -102,14 +102,17 @@ def _rehearse_loss(shape, target, settings):
 
 def _check_start(start, network, images, shape, settings):
     """Raise unless the fit can go on from this run; say what is not as it was."""
-    for name, image, earlier in zip(("z", "target"), images, (start.z, start.target), strict=False):
+    names, before = ("z", "target", "reference"), (start.z, start.target, start.reference)
+    for name, image, earlier in zip(names, images, before, strict=True):
+        if image is None or earlier is None:
+            continue
         check_same_shape(name, image, f"the {name} of start", earlier)
         if not torch.equal(image, earlier):
             raise ValueError(f"start: got a run on another {name}; wants one on this {name}")
-    wanted = {name: tuple(weight.shape) for name, weight in network.named_parameters() if weight.requires_grad}
-    had = {
-        name.removeprefix("weight."): tuple(t.shape) for name, t in start.state.items() if name.startswith("weight.")
-    }
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    wanted = {f"network.{name}": tensor.shape for name, tensor in tensors}
+    wanted |= {f"mean.{name}": tensor.shape for name, tensor in tensors if tensor.requires_grad}
+    had = {name: tensor.shape for name, tensor in start.state.items() if name.startswith(("network.", "mean."))}
     if wanted != had or tuple(start.output.shape) != shape:
         raise ValueError("start: got a run of another network; wants one of a network built like this one")
     now = settings.summary()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-FILE_FORMAT = "dip_utils.Fit 4"
+FILE_FORMAT = "dip_utils.Fit 5"
 
 
 def save(fields, path):

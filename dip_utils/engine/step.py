@@ -158,7 +158,8 @@ class Problem:
             # In place from here on: a graph knows tensors by their addresses.
             weight.grad = torch.zeros_like(weight)
             self.optimizer.state[weight] = {
-                "step": torch.zeros((), device=weight.device),
+                # Of this dtype whatever the default is: Adam on CUDA takes no other.
+                "step": torch.zeros((), dtype=torch.float32, device=weight.device),
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
             }
@@ -171,8 +172,7 @@ class Problem:
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
         innermost = self.z.ndim == 4 and takes_channels_last(self.network)
-        layout = torch.channels_last if innermost else torch.contiguous_format
-        self.x = torch.empty_like(self.z, dtype=precision, memory_format=layout)
+        self.layout = torch.channels_last if innermost else torch.contiguous_format
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
         as_they_are = {weight for norm in norms for weight in norm.parameters()}
@@ -192,8 +192,7 @@ class Problem:
 
     def evaluate(self):
         """Output, loss and gradient of the weights as they are; all of it is recorded."""
-        self.draw_input()
-        output = self.generate()
+        output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
         gradients = torch.autograd.grad(objective * self.loss_scale, self.weights, materialize_grads=True)
@@ -204,19 +203,19 @@ class Problem:
             self.record(output, loss)
 
     def draw_input(self):
-        """The input of this step, z + n."""
-        if not self.settings.input_noise:
-            self.x.copy_(self.z)
-            return
-        # Filled in contiguous order: on the CPU a channels-last tensor is filled by one thread.
-        noise = torch.empty_like(self.z).normal_(generator=self.generator)
-        self.x.copy_(noise.mul_(self.settings.input_noise).add_(self.z))
+        """The input of this step, z + n: a copy, which the network may overwrite."""
+        x = self.z
+        if self.settings.input_noise:
+            # Filled in contiguous order: on the CPU a channels-last tensor is filled by one thread.
+            noise = torch.empty_like(x).normal_(generator=self.generator)
+            x = noise.mul_(self.settings.input_noise).add_(x)
+        return x.to(self.precision, copy=True, memory_format=self.layout)
 
-    def generate(self):
-        """The output of this step, f_θ(z + n)."""
+    def generate(self, x):
+        """The output for an input, f_θ(x)."""
         # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
         rounded = {name: weight.to(self.precision) for name, weight in self.rounded.items()}
-        output = functional_call(self.network, rounded, (self.x,)) if rounded else self.network(self.x)
+        output = functional_call(self.network, rounded, (x,)) if rounded else self.network(x)
         # As the user's operators and losses expect it, with or without channels-last.
         return output.to(self.exact, memory_format=torch.contiguous_format)
 
@@ -249,10 +248,12 @@ class Problem:
 
     def state(self):
         """The tensors that a step changes and the next one needs, by name."""
-        state = {"average": self.average}
+        # Batch norms may keep statistics in buffers.
+        tensors = (*self.network.named_parameters(), *self.network.named_buffers())
+        state = {"average": self.average} | {f"network.{name}": tensor.detach() for name, tensor in tensors}
         for name, weight in zip(self.names, self.weights, strict=True):
             moments = self.optimizer.state[weight]
-            state |= {f"weight.{name}": weight.detach(), f"gradient.{name}": weight.grad}
+            state |= {f"gradient.{name}": weight.grad}
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
         if self.hold_out is not None:
             state |= self.hold_out.state()
@@ -282,6 +283,7 @@ class Problem:
         if run.trace is not None and run.trace.shape[1] == len(self.traced):
             self.trace[known] = run.trace.to(self.trace)
         self.output.copy_(run.output[None])
+        self.trace[run.steps] = self.output.flatten()[self.traced]
         # Where the run had no reference, its last entry is known all the same.
         for name, image in (("error", self.output), ("average_error", self.average)):
             if name in self.curves:
@@ -290,5 +292,6 @@ class Problem:
     def saved_state(self, step):
         """On the CPU, what a run needs to go on and does not hold elsewhere."""
         saved = {n: t.cpu().clone() for n, t in self.state().items() if n not in ("average", "chosen")}
-        saved |= {f"record.{name}": row[: step + 1].cpu() for name, row in zip(self.curves, self.records, strict=True)}
+        known = self.records[:, : step + 1].cpu()
+        saved |= {f"record.{name}": row.clone() for name, row in zip(self.curves, known, strict=True)}
         return saved | {"generator": self.generator.get_state()}
