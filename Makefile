@@ -86,5 +86,6 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
+# Not the long measurements that have begun.
 clean:
-	rm -rf results
+	rm -f results/*.ipynb results/*.html

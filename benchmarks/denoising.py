@@ -71,10 +71,10 @@ def measure(name, clean, seed, steps, folder):
         saved, f"{name}, seed {seed}", network, z, noisy_version(clean),
         steps=steps, reference=clean, seed=seed, stop=dip.HoldOut(patience=None),
     )  # fmt: skip
-    torch.save(run.best, folder / f"{name}_{seed}_average.pt")
-    together = torch.stack([*map(torch.load, earlier), run.best]).mean(dim=0)
+    torch.save(run.result, folder / f"{name}_{seed}_average.pt")
+    together = torch.stack([*map(torch.load, earlier), run.result]).mean(dim=0)
     found = {"last output": run.psnr[-1], "average at the end": run.average_psnr[-1]}
-    found |= {"chosen average": dip.psnr(clean, run.best), "together": dip.psnr(clean, together)}
+    found |= {"chosen average": dip.psnr(clean, run.result), "together": dip.psnr(clean, together)}
     key = {"picture": name, "seed": seed}
     row = key | {column: round(float(value), 4) for column, value in found.items()} | {"chosen_step": run.chosen_step}
     return row | {"steps": run.steps, "seconds": round(run.seconds), "precision": run.precision}

@@ -106,8 +106,8 @@ class Fit:
         return len(self.loss) - 1
 
     @property
-    def best(self):
-        """What to take away: the hold-out's choice where there was one, else the average."""
+    def result(self):
+        """What to take away: the average at the step that the hold-out chose; without a hold-out, at the last step."""
         return self.average if self.chosen is None else self.chosen
 
     def say(self, sentence):

@@ -40,7 +40,7 @@ def test_fit_is_the_textbook_loop(z, photograph, large):
         assert run.psnr[step] == pytest.approx(dip.psnr(photograph, output), abs=1e-4)
     assert torch.equal(run.output, run.kept[30])
     average = expected.averages[-1].float()
-    assert torch.allclose(run.average, average, atol=1e-6) and torch.equal(run.best, run.average)
+    assert torch.allclose(run.average, average, atol=1e-6) and torch.equal(run.result, run.average)
     assert run.average_psnr[-1] == pytest.approx(dip.psnr(photograph, average), abs=1e-4)
 
 

@@ -136,7 +136,7 @@ def test_hold_out_measures_the_average_where_nothing_is_fitted(z, noisy):
     assert np.allclose(run.held_out, errors, rtol=1e-7)
     assert run.chosen_step == 20 + np.argmin(errors[20:])
     assert torch.allclose(run.chosen, expected.averages[run.chosen_step].float(), atol=1e-6)
-    assert torch.equal(run.best, run.chosen)
+    assert torch.equal(run.result, run.chosen)
 
 
 def test_hold_out_leaves_out_at_most_a_twentieth(z, noisy):
@@ -255,7 +255,7 @@ def test_choice_is_that_of_a_look_at_every_step(seed):
 
 def test_wasted_patience_chooses_nothing(z, noisy):
     run = fit(z, noisy, 30, stop=dip.HoldOut(first=50))
-    assert run.chosen is None and run.chosen_step is None and not run.stopped and torch.equal(run.best, run.average)
+    assert run.chosen is None and run.chosen_step is None and not run.stopped and torch.equal(run.result, run.average)
 
 
 def test_hold_out_in_short_floats(z, noisy):

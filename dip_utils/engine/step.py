@@ -49,7 +49,7 @@ class Settings:
         check_number("input_noise", self.input_noise, least=0)
         check_integer("trace", self.trace, 0)
         if self.stop is not None and not isinstance(self.stop, HoldOut):
-            raise TypeError(f"stop: got {self.stop!r}; wants a criterion, for example HoldOut()")
+            raise TypeError(f"stop: got {self.stop!r}; wants a HoldOut")
         seeded(self.seed)
 
     @property

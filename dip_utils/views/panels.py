@@ -143,8 +143,8 @@ class OwnImagePanel:
             raise KeyboardInterrupt
         if not run.running or self.pace.is_due():
             with self.pace.counted():
-                seen = interpolate(run.target[None], run.best.shape[1:], mode="nearest")[0]
-                self.picture.value = png(draw_images({"what the fit sees": seen, "the result": run.best}, dpi=72))
+                seen = interpolate(run.target[None], run.result.shape[1:], mode="nearest")[0]
+                self.picture.value = png(draw_images({"what the fit sees": seen, "the result": run.result}, dpi=72))
         quality = "" if run.average_psnr is None else f", {run.average_psnr[-1]:.2f} dB"
         self.message.value = f"step {run.steps} of {run.planned}, loss {run.loss[-1]:.4f}{quality}"
 
@@ -160,7 +160,7 @@ class OwnImagePanel:
     def _save(self, _):
         path = Path("deep_image_prior.png").resolve()
         try:
-            save_image(self.run.best.clamp(0, 1), path)
+            save_image(self.run.result.clamp(0, 1), path)
         except OSError as error:
             self.message.value = bold(error)
         else:
