@@ -86,8 +86,9 @@ class Client(NotebookClient):
         """Show the progress that the live plot of a fit carries along."""
         progress = msg["content"].get("metadata", {}).get("progress")
         if progress:
-            self.heard = time.monotonic()
-            self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=PULSE)
+            # The first news after a silence are told at once, whatever the pulse has said meanwhile.
+            silent, self.heard = time.monotonic() - self.heard > PULSE, time.monotonic()
+            self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=0 if silent else PULSE)
         return super().process_message(msg, cell, cell_index)
 
     def label(self, cell_index):
