@@ -75,22 +75,19 @@ def measure(name):
             network, z, noisy, steps=STEPS, keep=range(STEPS + 1),
             reference=clean, stop=dip.HoldOut(), seed=seed, watch=watch,
         ))  # fmt: skip
-        best.append(run.result)
-        row["one run"].append(round(dip.psnr(clean, run.result), 4))
+        result = run.result
+        best.append(result)
+        row["one run"].append(round(dip.psnr(clean, result), 4))
         outputs = [run.kept[step] for step in range(run.steps + 1)]
         for weight in WEIGHTS:
             image = chosen(outputs, noisy, weight)
-            note(f"weight {weight} for the newest output", dip.psnr(clean, image), run.result)
-        note("the best step, known from the clean image", run.average_psnr.max(), run.result)
-        note("the fitted pixels alone", dip.psnr(fitted(clean), fitted(run.result)), run.result)
-        seed += len(SEEDS)
-        more = complete(dip.fit(network, z, noisy, steps=MORE, learning_rate=LEARNING_RATE, seed=seed)).average
-        note(f"{MORE} more steps with all pixels, their mean", dip.psnr(clean, more), run.result)
-        note(
-            "the same, and the average before it: the mean of both",
-            dip.psnr(clean, (more + run.result) / 2),
-            run.result,
-        )
+            note(f"weight {weight} for the newest output", dip.psnr(clean, image), result)
+        note("the best step, known from the clean image", run.average_psnr.max(), result)
+        note("the fitted pixels alone", dip.psnr(fitted(clean), fitted(result)), result)
+        options = dict(steps=MORE, learning_rate=LEARNING_RATE, seed=seed + len(SEEDS))
+        more = complete(dip.fit(network, z, noisy, **options)).average
+        note(f"{MORE} more steps with all pixels, their mean", dip.psnr(clean, more), result)
+        note("the same, and the average before it: the mean of both", dip.psnr(clean, (more + result) / 2), result)
     mean = sum(best) / len(best)
     for image in best:
         note("mean of three runs", dip.psnr(clean, mean), image)

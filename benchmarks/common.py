@@ -65,7 +65,7 @@ class Progress:
 def complete(run):
     """The run; the end of the benchmark where it was stopped by hand or has diverged, which is no result."""
     if run.interrupted or run.diverged:
-        why = "diverged" if run.diverged else "stopped; the same command goes on from what is saved"
+        why = "diverged" if run.diverged else "stopped; what is saved is not measured again"
         sys.exit(f"{run}: {why}")
     return run
 

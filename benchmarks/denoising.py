@@ -25,8 +25,6 @@ from dip_utils.baselines import STRENGTHS
 from .common import HERE, PHOTOGRAPHS, RESULTS, SIGMA, Table, by_strength, fit_in_pieces, restoration, show, square
 
 SIDE, STEPS, SEEDS = 256, 1800, (0, 1, 2)
-#: What five scales need.
-SMALLEST = 33
 
 
 def pictures(folder=None, longest=None):
@@ -36,9 +34,11 @@ def pictures(folder=None, longest=None):
     readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in readable)
     images = {path.name: dip.load_image(path, longest=longest, multiple=1) for path in files}
-    small = [name for name, image in images.items() if min(image.shape[1:]) < SMALLEST]
+    # Smaller ones the network refuses.
+    least = 2 ** len(dip.RESTORATION["channels"]) + 1
+    small = [name for name, image in images.items() if min(image.shape[1:]) < least]
     if small:
-        print(f"Left out, smaller than {SMALLEST} pixels: {', '.join(small)}")
+        print(f"Left out, smaller than {least} pixels: {', '.join(small)}")
     return {name: image for name, image in images.items() if name not in small}
 
 
@@ -89,9 +89,11 @@ def tuned(own, others):
 
 
 def table(rows):
-    """A line for each picture, and their mean."""
+    """A line for each picture, and their mean; nothing while runs are missing."""
     classical = [row for row in rows if "seed" not in row]
     runs = {(row["picture"], row["seed"]): row for row in rows if "seed" in row}
+    if len(runs) < len(classical) * len(SEEDS):
+        return []
     found = []
     for row in classical:
         first, last = (runs[row["picture"], seed] for seed in (SEEDS[0], SEEDS[-1]))

@@ -160,6 +160,12 @@ def pack(output):
     output.metadata[kind] = about
 
 
+def picture_of(output):
+    """The kind of an output's picture, None where it has none, and the description of it."""
+    kind = next((kind for kind in PICTURES if kind in output.get("data", {})), None)
+    return kind, output.get("metadata", {}).get(kind, {}).get("alt", "")
+
+
 def finish_page(page, notebook):
     """Mend what nbconvert's template leaves undone.
 
@@ -184,13 +190,11 @@ def finish_page(page, notebook):
             file = base64.b64encode((HERE / picture["src"]).read_bytes()).decode()
             picture["src"] = f"data:image/{Path(picture['src']).suffix[1:]};base64,{file}"
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    described = [
-        output.metadata.get(kind, {}) for output in outputs for kind in PICTURES if kind in output.get("data", {})
-    ]
+    described = [description for kind, description in map(picture_of, outputs) if kind]
     # Those of the sliders have theirs already.
     pictures = soup.select(".jp-OutputArea-output.jp-RenderedImage img")
-    for picture, about in zip(pictures, described, strict=True):
-        picture["alt"] = about.get("alt", "")
+    for picture, description in zip(pictures, described, strict=True):
+        picture["alt"] = description
     return str(soup)
 
 
@@ -205,16 +209,16 @@ def write(notebook, path):
 
 def write_first_screens():
     """Take the picture of each first screen, which README shows too, from the notebook's own outputs."""
-    for name, description in FIRST_SCREENS.items():
+    for name, beginning in FIRST_SCREENS.items():
         cells = nbformat.read(HERE / f"{name}.ipynb", as_version=4).cells
         for output in (output for cell in cells for output in cell.get("outputs", [])):
-            kind = next((kind for kind in PICTURES if kind in output.get("data", {})), None)
-            if kind and output.metadata.get(kind, {}).get("alt", "").startswith(description):
+            kind, description = picture_of(output)
+            if kind and description.startswith(beginning):
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")
                 (HERE.parent / "images" / f"{name}.jpg").write_bytes(encoded(picture, "jpeg", quality=90))
                 break
         else:
-            sys.exit(f"{name}.ipynb: there is no picture whose description begins with {description!r}")
+            sys.exit(f"{name}.ipynb: there is no picture whose description begins with {beginning!r}")
 
 
 def set_address(address):

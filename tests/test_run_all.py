@@ -66,6 +66,7 @@ def test_failed_claim_is_told_and_the_rest_is_run(write):
     notebook, problems = run_all.execute(
         write("import dip_utils\ndip_utils.verdict('One is two.', 1 == 2)", "print('after')", "1 / 0", "print('never')")
     )
+    assert len(problems) == 2
     assert problems[0] == "NOT shown by this run: One is two." and "division by zero" in problems[1]
     assert [len(cell.outputs) for cell in notebook.cells] == [1, 1, 1, 0]
 
