@@ -112,7 +112,8 @@ def write_json(path, content):
 def about():
     """The machine and the version that measure."""
     cpu = f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', platform.processor())}"
-    return {"cpu": cpu, "system": platform.platform(), "torch": torch.__version__}
+    card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {"cpu": cpu} | card | {"system": platform.platform(), "torch": torch.__version__}
 
 
 def markdown(rows):
