@@ -11,11 +11,13 @@ read, under `results/cuda/`; what each process printed lies beside them.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -27,6 +29,7 @@ import torch
 
 import dip_utils as dip
 from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, markdown, show, write_json
+from dip_utils.engine.machine import Tuning
 
 FOLDER = RESULTS / "cuda"
 #: Network, height, width, and the ratio over the textbook loop that is aimed at.
@@ -35,11 +38,11 @@ CASES = [("net 1", 384, 544, 5), ("net 2", 256, 256, None), ("net 2", 512, 512, 
 DEFAULT = "as fit does it"
 FORMS = {
     DEFAULT: {},
-    "borders by slices": {"slices": True},
     "NCHW": {"channels_last": False},
     "no graph": {"graph": False},
-    "no cudnn.benchmark": {"cudnn_benchmark": False},
 }
+#: Whether it tries cuDNN's algorithms. cuDNN remembers within a process what it chose, so these have one of their own.
+SEARCHES = {"cudnn.benchmark": {"search": 0}, "no cudnn.benchmark": {"search": sys.maxsize}}
 
 
 class Report:
@@ -142,12 +145,14 @@ def compare_steps(report, name, size, aim, options, others):
     command = [sys.executable, "-m", "benchmarks.textbook", json.dumps(case | {"steps": max(2, case["steps"] // 4)})]
     lines, _ = report.run(f"textbook, {label}", command, 90)
     plain = next(iter(found_rows(lines)), None)
-    forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others] + [("float32", "NCHW")]
-    # cuDNN remembers its choice within a process, whether it has searched for it or not.
-    for searched in (True, False):
-        waiting, last = [form for form in forms if FORMS[form[1]].get("cudnn_benchmark", True) == searched], None
+    forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others]
+    forms += [("float32", "NCHW")] * ("float32" in others)
+    searches = math.prod(size) >= Tuning().search
+    other = list(SEARCHES)[searches]
+    for waiting in (forms, [("auto", other)]):
+        last = None
         while waiting:
-            cases = [case | {"precision": precision, "tuned": FORMS[form]} for precision, form in waiting]
+            cases = [case | {"precision": precision, "tuned": (FORMS | SEARCHES)[form]} for precision, form in waiting]
             part = f"fit, {label}, {waiting[0][1]} in {waiting[0][0]}" + " and so on" * (len(waiting) > 1)
             command = [sys.executable, "-m", "benchmarks.one_fit", *map(json.dumps, cases)]
             lines, well = report.run(part, command, 120)
@@ -176,6 +181,7 @@ def step_row(name, size, form, row, plain, aim):
         "fit (ms)": round(1e3 * row["step"], 2),
         "ratio": ratio,
         "aim": aim,
+        "first steps (s)": row["set-up"] and round(row["set-up"], 1),
         "textbook (GB)": plain and round(plain["peak"] / 1e9, 2),
         "fit (GB)": round(row["peak"] / 1e9, 2),
         "average (dB)": round(row["average_psnr"], 2),
@@ -213,16 +219,21 @@ def denoise(report, side, steps, options):
 
 
 def run_notebooks(report, budget):
-    """The three notebooks, each with its time."""
+    """The three notebooks, each with its time; side by side, since one alone leaves a card idle."""
     needed = ("nbclient", "nbformat", "nbconvert", "bs4", "ipykernel")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         return report.fail("notebooks", f"left out: {', '.join(missing)} not installed")
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+
+    def run(path):
         command = [sys.executable, "notebooks/run_all.py", path.name]
-        _, well = report.run(path.stem, command, report.limit, DIP_BUDGET=budget)
-        seconds = report.found["parts"].get(path.stem)
-        report.found["notebooks"][path.stem] = {"budget": budget, "seconds": seconds, "well": well}
-        report.write()
+        return report.run(path.stem, command, report.limit, DIP_BUDGET=budget)[1]
+
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        for path, well in zip(paths, pool.map(run, paths), strict=True):
+            seconds = report.found["parts"].get(path.stem)
+            report.found["notebooks"][path.stem] = {"budget": budget, "seconds": seconds, "well": well}
+    report.write()
 
 
 def page(found):
@@ -237,7 +248,8 @@ def page(found):
     yield from ("## Steps", "")
     yield (
         "The textbook loop runs in float32, its convolutions in TF32 where the card has it (PyTorch's default); "
-        "`fit` in float32 does without TF32. The average, after as few steps, only shows that all forms do the same."
+        "`fit` in float32 does without TF32. First steps: what they take beyond others, once; the first row of a size "
+        "loads the libraries too. The average, after as few steps, only shows that all forms do the same."
     )
     yield ""
     if found["steps"]:

@@ -258,7 +258,8 @@ def fit(
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
             memory.check_records(len(keep) * values, min(trace, values) * (run.planned + 1), device)
-            with stop_button() as presses, on_device(settings), lent(network, settings):
+            pixels = math.prod(z.shape[1:])
+            with stop_button() as presses, on_device(settings, pixels), lent(network, settings):
                 problem = Problem(network, *images, shape, run.planned, settings)
                 return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
     except RuntimeError as error:

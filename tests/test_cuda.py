@@ -90,12 +90,11 @@ def test_fit_is_the_textbook_loop(z, photograph):
     assert torch.allclose(run.output, expected.outputs[-1].float(), atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["slices", "cudnn_benchmark", "channels_last"])
+@pytest.mark.parametrize("variant", [{"search": 0}, {"channels_last": False}], ids=str)
 def test_variants_compute_the_same(z, photograph, variant):
-    runs = []
-    for setting in (False, True):
-        with tuned(**{variant: setting}):
-            runs.append(fit(z, photograph, 30))
+    runs = [fit(z, photograph, 30)]
+    with tuned(**variant):
+        runs.append(fit(z, photograph, 30))
     assert np.allclose(runs[0].loss, runs[1].loss, rtol=1e-6)
 
 
@@ -178,7 +177,7 @@ def test_fits_in_two_threads_are_those_of_one(z, photograph):
 
 def test_tensor_on_the_wrong_device_is_refused_in_words(z, photograph):
     with pytest.raises(
-        ValueError, match=r"operator: got one that fails on .*, on cuda: .*; wants one that computes there"
+        ValueError, match=r"operator: got one that fails on .*, on cuda:0: .*; wants one that computes there"
     ):
         fit(z, photograph, operator=lambda x: x * torch.ones(48))
     with pytest.raises(ValueError, match="target: got a tensor on cuda:0; wants it on the CPU, fit moves it"):

@@ -71,7 +71,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("tuning", [{}, {"slices": True}, {"channels_last": False}], ids=str)
+@pytest.mark.parametrize("tuning", [{}, {"channels_last": False}], ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_so_does_every_setting_and_variant(name, tuning):
     with tuned(**tuning):

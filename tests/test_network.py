@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.engine.kernels import accelerated
+from dip_utils.engine.kernels import accelerated, reflect_with_channels_innermost
 from dip_utils.engine.machine import tuned
-from dip_utils.network import Join
+from dip_utils.network import Scale
 
 from .conftest import build
 
@@ -58,7 +58,7 @@ def obvious(network, z):
     return torch.sigmoid(F.conv2d(x, weights["head.weight"], weights["head.bias"]))
 
 
-FORMS = {"faster": dict(large=0), "faster, slices": dict(large=0, slices=True), "plain": dict(large=2**40)}
+FORMS = {"faster": dict(large=0), "plain": dict(large=2**40)}
 
 
 @pytest.mark.parametrize("size", [(32, 48), (33, 47), (34, 46), (8, 8)])
@@ -69,7 +69,8 @@ def test_network_is_the_obvious_one_in_value_and_gradient(size, form):
     for x in (z, z.contiguous(memory_format=torch.channels_last)):
         with tuned(**FORMS[form]), accelerated(network):
             value = network(x)
-            gradients = torch.autograd.grad(value.square().sum(), list(network.parameters()))
+            # Zero for what has no effect.
+            gradients = torch.autograd.grad(value.square().sum(), list(network.parameters()), materialize_grads=True)
         expected = obvious(network, z)
         assert torch.allclose(value, expected, rtol=0, atol=1e-12)
         wanted = torch.autograd.grad(expected.square().sum(), list(network.parameters()))
@@ -93,12 +94,38 @@ def test_a_constant_channel_is_no_division_by_nothing(dtype):
     y = torch.linspace(1, 2, 128).view(1, 128, 1, 1).expand(1, 128, 8, 8).to(dtype)
     y = y.contiguous(memory_format=torch.channels_last).requires_grad_()
     with torch.random.fork_rng():
-        join = Join(0, 128, 4)
-    join.convolution.to(dtype)
-    with tuned(large=0), accelerated(join):
-        joined = join(None, y, 16, 16)
+        scale = Scale(1, (4, 128), (0, 0))
+    scale.join.convolution.to(dtype)
+    with tuned(large=0), accelerated(scale):
+        joined = scale.join(None, y, 16, 16)
     joined.sum().backward()
     assert torch.isfinite(joined).all() and torch.isfinite(y.grad).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_reflection_with_the_channels_innermost_is_reflection(batch):
+    x = torch.rand(batch, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    value, expected = reflect_with_channels_innermost(x), nn.ReflectionPad2d(1)(x)
+    assert torch.equal(value, expected) and value.is_contiguous(memory_format=torch.channels_last)
+    pull = torch.rand(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((result * pull).sum(), x)[0] for result in (value, expected)]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("changed", ["nothing", "batch norm", "statistics"])
+def test_a_bias_without_an_effect_is_left_alone_and_no_other(z, photograph, changed):
+    network = build()
+    join = network.scales.join.convolution
+    if changed == "batch norm":
+        network.scales.up[0] = nn.Identity()
+    elif changed == "statistics":
+        network.scales.up[0] = nn.BatchNorm2d(4)
+    before = {name: bias.clone() for name, bias in network.named_parameters() if name.endswith("bias")}
+    dip.fit(network, z, photograph, steps=2, device="cpu")
+    assert torch.equal(join.bias, before["scales.join.convolution.bias"]) == (changed == "nothing")
+    assert torch.equal(network.scales.down[0][0].bias, before["scales.down.0.0.bias"])
+    assert not torch.equal(network.head.bias, before["head.bias"])
 
 
 @pytest.mark.parametrize("channels", [4, 8, 30])

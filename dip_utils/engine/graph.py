@@ -27,15 +27,15 @@ def _stream(device):
 
 
 @contextlib.contextmanager
-def on_device(settings):
+def on_device(settings, pixels):
     """Everything that a fit on this device has to itself; nothing to do on the CPU."""
     if settings.device.type != "cuda":
         yield
         return
-    # Shapes are fixed, so a search for the fastest algorithm pays; float32 that is asked for means float32.
+    # Float32 that is asked for means float32.
     cudnn = torch.backends.cudnn.flags(
         enabled=True,
-        benchmark=tuning().cudnn_benchmark,
+        benchmark=pixels >= tuning().search,
         deterministic=torch.backends.cudnn.deterministic,
         allow_tf32=settings.precision.itemsize < 4,
     )

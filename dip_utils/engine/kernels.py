@@ -11,13 +11,16 @@ with a convolution:
     convolve(blur(stuff(y)), w)  =  blur(convolve(stuff(y), w))
 
 On the right three of four products are with zeros, and a transposed convolution
-leaves them out: a quarter of the arithmetic. The normalisation moves into w, and
-its moments are taken from y, so that three large images are never made.
+leaves them out: a quarter of the arithmetic. The scale of the normalisation moves
+into w, and its moments are taken from y, so that three large images are never made.
+
+**No bias in front of a batch norm**, which takes out again what is the same for
+all pixels: neither the bias of a convolution nor the shift of a normalisation
+before it reaches the output, and their gradients are zero.
 
 **Batch norm of few channels** (CPU), see `NarrowBatchNorm`.
 
-**Reflection by slices** (CUDA, where it is switched on): PyTorch's own returns the
-other memory format there.
+**Reflection of the innermost channels** (CUDA), see `reflect`.
 """
 
 import contextlib
@@ -156,38 +159,35 @@ class Transposed(torch.autograd.Function):
 
 
 class AddToBorder(torch.autograd.Function):
-    """Add two rows to the first and last row of x, in place, two columns likewise, and a bias, if any, everywhere."""
+    """Add two rows to the first and last row of x, in place, and two columns likewise."""
 
     @staticmethod
-    def forward(ctx, x, rows, columns, bias):
+    def forward(ctx, x, rows, columns):
         ctx.mark_dirty(x)
         x[..., :: x.shape[-2] - 1, :] += rows
         x[..., :: x.shape[-1] - 1] += columns
-        ctx.has_bias = bias is not None
-        return x if bias is None else add_to_channels(x, bias)
+        return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         height, width = gradient.shape[-2:]
-        bias = gradient.sum((0, 2, 3)) if ctx.has_bias else None
-        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1], bias
+        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1]
 
 
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
-    y is (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or
-    None; norm and convolution are of S + C channels. The result is 2 H × 2 W.
+    All but a constant for each channel, that of a batch norm right behind. y is
+    (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or None;
+    norm and convolution are of S + C channels. The result is 2 H × 2 W.
     """
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y)
     scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
-    shift = norm.bias[skips:] - scale * mean
     # As exact as the normalisation that moves into them, also where they were rounded for the convolutions.
-    weight = convolution.weight[:, skips:].to(scale.dtype)
-    bias = (convolution.bias + weight.sum((2, 3)) @ shift).to(y.dtype)
-    weight = (weight * scale[:, None, None]).to(y.dtype, memory_format=torch.channels_last)
+    weight = convolution.weight[:, skips:] * scale[:, None, None]
+    weight = weight.to(y.dtype, memory_format=torch.channels_last)
 
     stuffed = Transposed.apply(padded, weight.flip(2, 3).transpose(0, 1))
     joined = Blur.apply(stuffed)
@@ -198,12 +198,12 @@ def join_and_convolve(skip, y, norm, convolution):
     columns = F.interpolate(columns, (height, 3), mode="bilinear")
     rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), weight[:, :, ::2])
     columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), weight[..., ::2])
-    joined = AddToBorder.apply(joined, rows, columns, bias if skip is None else None)
+    joined = AddToBorder.apply(joined, rows, columns)
     if skip is None:
         return joined
-    skip = F.batch_norm(skip, None, None, norm.weight[:skips], norm.bias[:skips], training=True, eps=norm.eps)
+    skip = F.batch_norm(skip, None, None, norm.weight[:skips], None, training=True, eps=norm.eps)
     skip = F.pad(skip, (1, 1, 1, 1), mode="reflect")
-    return joined.add_(F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype), bias))
+    return joined.add_(F.conv2d(skip, convolution.weight[:, :skips].to(skip.dtype)))
 
 
 class NarrowBatchNorm(torch.autograd.Function):
@@ -251,20 +251,54 @@ class NarrowBatchNorm(torch.autograd.Function):
         return add_to_channels(gradient, shift, scale, x), to_weight, to_bias, None
 
 
+def reflect(x):
+    """Reflect the border of an image, one pixel wide.
+
+    PyTorch's 2-D reflection moves the channels outward on CUDA. In 3-D, with the
+    channels as a third axis that is not padded, they stay where they are.
+    """
+    if x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last):
+        return reflect_with_channels_innermost(x)
+    return F.pad(x, (1, 1, 1, 1), mode="reflect")
+
+
+def reflect_with_channels_innermost(x):
+    """`reflect` of a channels-last image, which stays one."""
+    volume = x.permute(0, 2, 3, 1)[:, None]
+    return F.pad(volume, (0, 0, 1, 1, 1, 1), mode="reflect")[:, 0].permute(0, 3, 1, 2)
+
+
 def takes_channels_last(network):
     """Whether a network may compute with the channels innermost, which is faster."""
     return tuning().channels_last and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
+def before_batch_norm(network):
+    """The convolutions of a network's scales that have a batch norm right behind them: their bias has no effect."""
+    found = set()
+    for scale in (layer for layer in network.modules() if type(layer) is Scale):
+        # In a scale layers stand in the order in which they compute.
+        leaves = [layer for layer in scale.modules() if not any(layer.children())]
+        found |= {
+            first for first, second in itertools.pairwise(leaves)
+            if type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d and not second.track_running_stats
+        }  # fmt: skip
+    return found
+
+
 @contextlib.contextmanager
 def accelerated(network):
     """Swap the faster forms into the layers of a network that have one; take them out at the end."""
-    forms = {Join: _join, nn.BatchNorm2d: _batch_norm}
-    if tuning().slices:
-        forms[nn.Conv2d] = _convolution
-    swapped = [layer for layer in network.modules() if type(layer) in forms and "forward" not in vars(layer)]
+    without_bias = before_batch_norm(network)
+    forms = dict.fromkeys(without_bias, _convolution)
+    for layer in network.modules():
+        if type(layer) is nn.BatchNorm2d:
+            forms[layer] = _batch_norm
+        elif type(layer) is Join and layer.convolution in without_bias:
+            forms[layer] = _join
+    swapped = [layer for layer in forms if "forward" not in vars(layer)]
     for layer in swapped:
-        layer.forward = functools.partial(forms[type(layer)], layer)
+        layer.forward = functools.partial(forms[layer], layer)
     try:
         yield
     finally:
@@ -273,7 +307,7 @@ def accelerated(network):
 
 
 def _pays(x):
-    """Whether x is large enough for these forms: on a GPU they were not measured."""
+    """Whether x is large enough for these forms, which are for the CPU."""
     return x.device.type == "cpu" and x.numel() >= tuning().large
 
 
@@ -291,8 +325,6 @@ def _batch_norm(layer, x):
 
 
 def _convolution(layer, x):
-    if layer.padding_mode != "reflect" or layer.padding != (1, 1):
-        return nn.Conv2d.forward(layer, x)
-    x = torch.cat([x[:, :, 1:2], x, x[:, :, -2:-1]], dim=2)
-    x = torch.cat([x[..., 1:2], x, x[..., -2:-1]], dim=3)
-    return F.conv2d(x, layer.weight, layer.bias, layer.stride, dilation=layer.dilation, groups=layer.groups)
+    if layer.padding_mode == "reflect":
+        x = reflect(x)
+    return F.conv2d(x, layer.weight, stride=layer.stride)

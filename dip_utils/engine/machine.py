@@ -30,10 +30,9 @@ class Tuning:
     large: int = 2**16
     #: CPU: try whether a step is faster with fewer threads.
     threads: bool = True
-    #: CUDA: capture a step as a graph; try cuDNN's algorithms; reflect borders by slices.
+    #: CUDA: capture a step as a graph; from so many pixels on, try cuDNN's algorithms: seconds, that pay there only.
     graph: bool = True
-    cudnn_benchmark: bool = True
-    slices: bool = False
+    search: int = 2**18
     #: Images with the channels innermost.
     channels_last: bool = True
 

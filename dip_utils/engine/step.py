@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from ..stopping import HoldOut
 from .checks import check_integer, check_number
-from .kernels import accelerated, takes_channels_last
+from .kernels import accelerated, before_batch_norm, takes_channels_last
 from .machine import seeded
 from .rehearsal import placed
 
@@ -137,6 +137,8 @@ class Problem:
         self.generator = seeded(settings.seed, device="cpu" if device.type == "meta" else device)
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.names, self.weights = list(named), list(named.values())
+        #: Parameters without an effect.
+        self.idle = {layer.bias for layer in before_batch_norm(network)}
         self._prepare_adam()
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
@@ -163,7 +165,8 @@ class Problem:
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
             }
-        self.gradients = [weight.grad for weight in self.weights]
+        self.moving = [weight for weight in self.weights if weight not in self.idle]
+        self.gradients = [weight.grad for weight in self.moving]
 
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
@@ -175,7 +178,7 @@ class Problem:
         self.layout = torch.channels_last if innermost else torch.contiguous_format
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
-        as_they_are = {weight for norm in norms for weight in norm.parameters()}
+        as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
         self.rounded = {
             name: weight
             for name, weight in self.network.named_parameters()
@@ -195,7 +198,7 @@ class Problem:
         output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
-        gradients = torch.autograd.grad(objective * self.loss_scale, self.weights, materialize_grads=True)
+        gradients = torch.autograd.grad(objective * self.loss_scale, self.moving, materialize_grads=True)
         torch._foreach_copy_(self.gradients, gradients)
         if self.loss_scale != 1:
             torch._foreach_mul_(self.gradients, 1 / self.loss_scale)
