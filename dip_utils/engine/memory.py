@@ -19,7 +19,7 @@ from .machine import release_memory
 
 #: Peak of a step over what autograd keeps of its forward pass: 2.0 to 2.5 for three plain networks on the CPU.
 PEAK = 2.1
-#: The same for the faster forms of a `SkipNetwork` on the CPU.
+#: The same for the faster forms of a `SkipNetwork`.
 PEAK_ACCELERATED = 1.15
 BYTES_PER_PARAMETER = 40
 LIBRARIES = 60e6

@@ -137,8 +137,7 @@ def _rehearse_network(network, z, settings):
     if kept is None:
         say("How much memory this network needs cannot be foreseen: going on without the check.")
     else:
-        accelerated = isinstance(network, SkipNetwork) and settings.device.type == "cpu"
-        needed = memory_needed(network, z.shape, kept, output, accelerated=accelerated)
+        needed = memory_needed(network, z.shape, kept, output, accelerated=isinstance(network, SkipNetwork))
         check_memory(network, z.shape[1:], needed, settings.device)
     return tuple(output.shape[1:])
 
