@@ -1,4 +1,4 @@
-"""Everything that waits for a CUDA card, in one command: `make cuda`, or `python benchmarks/cuda.py`.
+"""Everything that needs a CUDA card, in one command: `make cuda`, or `python benchmarks/cuda.py`.
 
 Runs the tests of the CUDA path; the steps of `fit` beside the textbook loop on the
 same card, in every precision and with variants of how the card is used; a whole
@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,7 +50,7 @@ class Report:
     """What has been found so far, on the screen and in two files."""
 
     def __init__(self, minutes, dry):
-        self.begun, self.limit = time.monotonic(), 60 * minutes
+        self.begun, self.limit, self.lock = time.monotonic(), 60 * minutes, threading.RLock()
         card = "none: a dry run on the CPU" if dry else torch.cuda.get_device_name()
         self.found = {"card": card, "measured on": about(), "cudnn": torch.backends.cudnn.version(), "failed": []}
         self.found |= {"parts": {}, "steps": [], "denoising": {}, "notebooks": {}}
@@ -65,13 +66,15 @@ class Report:
     def fail(self, part, why):
         """Note that a part did not do what it should."""
         print(f"  FAILED: {part}: {why}", flush=True)
-        self.found["failed"].append({"part": part, "why": why})
-        self.write()
+        with self.lock:
+            self.found["failed"].append({"part": part, "why": why})
+            self.write()
 
     def write(self):
         """Bring both files up to date."""
-        write_json(FOLDER / "cuda.json", self.found)
-        (FOLDER / "cuda.md").write_text("\n".join(page(self.found)) + "\n", encoding="utf-8")
+        with self.lock:
+            write_json(FOLDER / "cuda.json", self.found)
+            (FOLDER / "cuda.md").write_text("\n".join(page(self.found)) + "\n", encoding="utf-8")
 
     def run(self, part, command, seconds, **environment):
         """Run a part as a process; return the lines that it printed, and whether it ended well."""
@@ -90,7 +93,8 @@ class Report:
         lines = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text("utf-8", errors="replace")).splitlines()
         if why is None and process.returncode:
             why = f"exit {process.returncode}: {error_in(lines)[:300]}"
-        self.found["parts"][part] = round(time.monotonic() - begun, 1)
+        with self.lock:
+            self.found["parts"][part] = round(time.monotonic() - begun, 1)
         if why is not None:
             self.fail(part, f"{why} (see {log.relative_to(ROOT)})")
         self.write()
@@ -226,14 +230,15 @@ def run_notebooks(report, budget):
 
     def run(path):
         command = [sys.executable, "notebooks/run_all.py", path.name]
-        return report.run(path.stem, command, report.limit, DIP_BUDGET=budget)[1]
+        _, well = report.run(path.stem, command, report.limit, DIP_BUDGET=budget)
+        with report.lock:
+            seconds = report.found["parts"].get(path.stem)
+            report.found["notebooks"][path.stem] = {"budget": budget, "seconds": seconds, "well": well}
+            report.write()
 
     paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
     with ThreadPoolExecutor(len(paths)) as pool:
-        for path, well in zip(paths, pool.map(run, paths), strict=True):
-            seconds = report.found["parts"].get(path.stem)
-            report.found["notebooks"][path.stem] = {"budget": budget, "seconds": seconds, "well": well}
-    report.write()
+        list(pool.map(run, paths))
 
 
 def page(found):

@@ -35,7 +35,7 @@ def measure(case):
         sys.exit(f"The fit ended at step {run.steps} of {run.planned}.")
     reached = [np.flatnonzero(run.average_psnr >= level) for level in case.get("levels", ())]
     return {
-        # What comes once, where this case is the first of its process.
+        # The first fit of a process, over the second's; CUDA's capture is in both.
         "set-up": runs[0].seconds - runs[-1].seconds if runs else None,
         "step": (run.seconds - (runs[-1].seconds if runs else 0)) / case["steps"],
         "peak": torch.cuda.max_memory_allocated() if case["device"] == "cuda" else peak_memory(),

@@ -259,8 +259,8 @@ def fit(
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
             memory.check_records(len(keep) * values, min(trace, values) * (run.planned + 1), device)
             pixels = math.prod(z.shape[1:])
-            with stop_button() as presses, on_device(settings, pixels), lent(network, settings):
-                problem = Problem(network, *images, shape, run.planned, settings)
+            with stop_button() as presses, on_device(settings, pixels), lent(network, settings) as idle:
+                problem = Problem(network, *images, shape, run.planned, settings, idle)
                 return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):

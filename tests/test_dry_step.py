@@ -39,8 +39,8 @@ def dry_steps(network, precision, **options):
     settings = Settings(learning_rate=0.01, seed=0, device=META, precision=precision, **options)
     z = dip.random_input(network.input_channels, *SIZE, seed=0)
     network.to(META, settings.exact).to(memory_format=torch.channels_last)
-    with accelerated(network):
-        problem = Problem(network, z, torch.zeros(3, *size), torch.zeros(3, *SIZE), (3, *SIZE), 2, settings)
+    with accelerated(network) as idle:
+        problem = Problem(network, z, torch.zeros(3, *size), torch.zeros(3, *SIZE), (3, *SIZE), 2, settings, idle)
         with OneDevice():
             problem.evaluate()
             problem.step()

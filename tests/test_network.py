@@ -113,19 +113,100 @@ def test_reflection_with_the_channels_innermost_is_reflection(batch):
     assert torch.allclose(*gradients, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("changed", ["nothing", "batch norm", "statistics"])
-def test_a_bias_without_an_effect_is_left_alone_and_no_other(z, photograph, changed):
-    network = build()
-    join = network.scales.join.convolution
-    if changed == "batch norm":
-        network.scales.up[0] = nn.Identity()
-    elif changed == "statistics":
-        network.scales.up[0] = nn.BatchNorm2d(4)
-    before = {name: bias.clone() for name, bias in network.named_parameters() if name.endswith("bias")}
-    dip.fit(network, z, photograph, steps=2, device="cpu")
-    assert torch.equal(join.bias, before["scales.join.convolution.bias"]) == (changed == "nothing")
-    assert torch.equal(network.scales.down[0][0].bias, before["scales.down.0.0.bias"])
-    assert not torch.equal(network.head.bias, before["head.bias"])
+class Between(nn.Module):
+    """A block whose layers do not compute in the order in which they stand."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.convolution, self.norm, self.end = block
+
+    def forward(self, x):
+        return self.end(self.norm(F.relu(self.convolution(x))))
+
+
+def replaced(network, name):
+    """A network of which one part is another than we made."""
+    scale = network.scales
+    first = scale.down[1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        others = {
+            "zeros around": nn.Conv2d(4, 4, 3, padding=1),
+            "dilated": nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="reflect"),
+            "grouped": nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect"),
+            "of 5 × 5": nn.Conv2d(4, 4, 5, padding=2, padding_mode="reflect"),
+        }
+        if name in others:
+            first[0] = others[name]
+        elif name == "something between":
+            scale.down[1] = Between(first)
+        elif name == "one activation twice":
+            once = nn.LeakyReLU(0.2)
+            scale.down = nn.Sequential(*(nn.Sequential(block[0], once) for block in scale.down))
+        elif name == "the join's convolution":
+            scale.join.convolution = nn.Conv2d(8, 4, 1)
+        elif name == "the join's norm":
+            scale.join.norm = nn.InstanceNorm2d(8)
+        elif name == "statistics":
+            scale.up[0] = nn.BatchNorm2d(4)
+        elif name == "no norm":
+            scale.up[0] = nn.Identity()
+        elif name == "a hook":
+            first[0].register_forward_hook(lambda layer, inputs, output: F.relu(output))
+        elif name == "a hook behind":
+            first[1].register_forward_pre_hook(lambda layer, inputs: F.relu(inputs[0]))
+        elif name == "a forward of its own":
+            plain = first[0].forward
+            first[0].forward = lambda x: F.relu(plain(x))
+    return network
+
+
+REPLACED = [
+    "zeros around", "dilated", "grouped", "of 5 × 5", "something between", "one activation twice",
+    "the join's convolution", "the join's norm", "statistics", "no norm", "a hook", "a hook behind",
+    "a forward of its own",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_network_of_which_a_part_was_replaced_stays_what_it_is(name, form):
+    network = replaced(build(), name).double()
+    z = torch.rand(1, 2, 32, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = network(z)
+    with tuned(**FORMS[form]), accelerated(network) as idle:
+        value = network(z)
+        weights = [weight for weight in network.parameters() if weight not in idle]
+        gradients = torch.autograd.grad(value.square().sum(), weights)
+    wanted = torch.autograd.grad(expected.square().sum(), weights)
+    assert torch.allclose(value, expected, rtol=0, atol=1e-12)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert torch.allclose(gradient, want, rtol=0, atol=1e-9 * (1 + want.abs().max().item()))
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_so_it_is_trained_in_short_floats(z, photograph, name):
+    run = dip.fit(replaced(build(), name), z, photograph, steps=2, device="cpu", precision="bfloat16")
+    assert run.loss[-1] < run.loss[0]
+
+
+@pytest.mark.parametrize(("name", "idle"), [("nothing", True), ("no norm", False), ("statistics", False)])
+def test_a_bias_without_an_effect_is_left_alone_and_no_other(name, idle):
+    network = replaced(build(), name)
+    with accelerated(network) as found:
+        assert (network.scales.join.convolution.bias in found) == (network.scales.join.norm.bias in found) == idle
+        assert network.scales.down[0][0].bias in found
+        assert found.isdisjoint([network.head.bias, *(p for p in network.parameters() if p.ndim == 4)])
+
+
+def test_a_bias_without_an_effect_stays_also_after_an_older_file(z, photograph):
+    network, again = build(), build()
+    part = dip.fit(network, z, photograph, steps=3, device="cpu")
+    bias = "scales.down.0.0.bias"
+    # As files had it that were written when each bias was trained.
+    part.state[f"gradient.{bias}"] = torch.ones(4)
+    dip.fit(again, z, photograph, steps=200, device="cpu", start=part)
+    assert torch.equal(dict(again.named_parameters())[bias], dict(network.named_parameters())[bias])
 
 
 @pytest.mark.parametrize("channels", [4, 8, 30])

@@ -93,7 +93,7 @@ class Guard:
 
         Worse by a twentieth: a network that has learnt nothing of a noise yet is about as good as a flat image.
         """
-        # A saturated image may blink now and then.
+        # Quartiles: single outputs of a saturated network may differ.
         low, middle, high = losses.quantile(losses.new_tensor([0.25, 0.5, 0.75]))
         constant = high - low < middle.abs() / 1000
         return bool(middle > 1.05 * self.flat and (middle > first or constant))

@@ -14,9 +14,9 @@ On the right three of four products are with zeros, and a transposed convolution
 leaves them out: a quarter of the arithmetic. The scale of the normalisation moves
 into w, and its moments are taken from y, so that three large images are never made.
 
-**No bias in front of a batch norm**, which takes out again what is the same for
-all pixels: neither the bias of a convolution nor the shift of a normalisation
-before it reaches the output, and their gradients are zero.
+**No bias in front of a batch norm**, which takes out what is the same for all
+pixels: the bias of a convolution, and the shift of a normalisation in front of
+that convolution. They have no effect, and no gradient but rounding.
 
 **Batch norm of few channels** (CPU), see `NarrowBatchNorm`.
 
@@ -82,7 +82,7 @@ def pixels_to_a_row(x):
     return math.gcd(x.numel() // channels, max(1, 128 // channels))
 
 
-def add_to_channels(x, shift, scale=None, y=None):
+def add_to_channels(x, shift, scale, y):
     """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
     flat = x.is_contiguous(memory_format=torch.channels_last)
     pixels = pixels_to_a_row(x) if flat else 1
@@ -93,7 +93,7 @@ def add_to_channels(x, shift, scale=None, y=None):
     def spread(values):
         return values.to(x.dtype).repeat(pixels) if flat else values.to(x.dtype)[:, None, None]
 
-    view(x).add_(spread(shift) if y is None else torch.addcmul(spread(shift), view(y), spread(scale)))
+    view(x).add_(torch.addcmul(spread(shift), view(y), spread(scale)))
     return x
 
 
@@ -178,8 +178,8 @@ class AddToBorder(torch.autograd.Function):
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
-    All but a constant for each channel, that of a batch norm right behind. y is
-    (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or None;
+    Right up to a constant for each channel, which a batch norm right behind takes
+    out. y is (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or None;
     norm and convolution are of S + C channels. The result is 2 H × 2 W.
     """
     skips = 0 if skip is None else skip.shape[1]
@@ -257,7 +257,7 @@ def reflect(x):
     PyTorch's 2-D reflection moves the channels outward on CUDA. In 3-D, with the
     channels as a third axis that is not padded, they stay where they are.
     """
-    if x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last):
+    if x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last):
         return reflect_with_channels_innermost(x)
     return F.pad(x, (1, 1, 1, 1), mode="reflect")
 
@@ -273,36 +273,57 @@ def takes_channels_last(network):
     return tuning().channels_last and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
+def is_own_convolution(layer):
+    """Whether a layer is a convolution as `SkipNetwork` makes them, and nobody's hook is on it."""
+    shapes = {(1, 1): ((0, 0), "zeros"), (3, 3): ((1, 1), "reflect")}
+    return (
+        type(layer) is nn.Conv2d
+        and shapes.get(layer.kernel_size) == (layer.padding, layer.padding_mode)
+        and layer.groups == 1 == max(layer.dilation)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
+
+
+def is_own_norm(layer):
+    """Whether a layer is a batch norm as `SkipNetwork` makes them, and nobody's hook is on it."""
+    own = type(layer) is nn.BatchNorm2d and layer.affine and not layer.track_running_stats
+    return own and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def before_batch_norm(network):
-    """The convolutions of a network's scales that have a batch norm right behind them: their bias has no effect."""
-    found = set()
+    """The convolutions of a network's scales that have a batch norm right behind them: a set."""
+    pairs = []
     for scale in (layer for layer in network.modules() if type(layer) is Scale):
-        # In a scale layers stand in the order in which they compute.
-        leaves = [layer for layer in scale.modules() if not any(layer.children())]
-        found |= {
-            first for first, second in itertools.pairwise(leaves)
-            if type(first) is nn.Conv2d and type(second) is nn.BatchNorm2d and not second.track_running_stats
-        }  # fmt: skip
-    return found
+        parts = [part for part in (scale.down, scale.skip, scale.up) if type(part) is nn.Sequential]
+        blocks = [block for part in parts for block in part if type(block) is nn.Sequential]
+        for chain in parts + blocks:
+            pairs += itertools.pairwise(chain)
+        if type(scale.join) is Join and scale.up in parts:
+            pairs += [(scale.join.convolution, layer) for layer in scale.up[:1]]
+    return {first for first, second in pairs if is_own_convolution(first) and is_own_norm(second)}
 
 
 @contextlib.contextmanager
 def accelerated(network):
-    """Swap the faster forms into the layers of a network that have one; take them out at the end."""
-    without_bias = before_batch_norm(network)
-    forms = dict.fromkeys(without_bias, _convolution)
-    for layer in network.modules():
-        if type(layer) is nn.BatchNorm2d:
-            forms[layer] = _batch_norm
-        elif type(layer) is Join and layer.convolution in without_bias:
-            forms[layer] = _join
-    swapped = [layer for layer in forms if "forward" not in vars(layer)]
-    for layer in swapped:
-        layer.forward = functools.partial(forms[layer], layer)
+    """Swap the faster forms into the layers of a network that have one; take them out at the end.
+
+    Yields the parameters that have no effect meanwhile: a set.
+    """
+    layers = [layer for layer in network.modules() if "forward" not in vars(layer)]
+    convolutions = before_batch_norm(network).intersection(layers)
+    norms = [layer for layer in layers if type(layer) is nn.BatchNorm2d]
+    joins = [
+        layer for layer in layers
+        if type(layer) is Join and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
+        and layer.norm in norms and is_own_norm(layer.norm)
+    ]  # fmt: skip
+    forms = dict.fromkeys(convolutions, _convolution) | dict.fromkeys(norms, _batch_norm) | dict.fromkeys(joins, _join)
+    for layer, form in forms.items():
+        layer.forward = functools.partial(form, layer)
     try:
-        yield
+        yield {layer.bias for layer in convolutions} | {join.norm.bias for join in joins}
     finally:
-        for layer in swapped:
+        for layer in forms:
             del layer.forward
 
 

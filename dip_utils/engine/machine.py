@@ -30,7 +30,7 @@ class Tuning:
     large: int = 2**16
     #: CPU: try whether a step is faster with fewer threads.
     threads: bool = True
-    #: CUDA: capture a step as a graph; from so many pixels on, try cuDNN's algorithms: seconds, that pay there only.
+    #: CUDA: capture a step as a graph; try cuDNN's algorithms from so many pixels on, where the seconds it takes pay.
     graph: bool = True
     search: int = 2**18
     #: Images with the channels innermost.

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from ..stopping import HoldOut
 from .checks import check_integer, check_number
-from .kernels import accelerated, before_batch_norm, takes_channels_last
+from .kernels import accelerated, takes_channels_last
 from .machine import seeded
 from .rehearsal import placed
 
@@ -72,13 +72,16 @@ class Settings:
 
 @contextlib.contextmanager
 def lent(network, settings):
-    """The network where the fit is, in its faster forms; at the end on the CPU in float32, without gradients."""
+    """The network where the fit is, in its faster forms; at the end on the CPU in float32, without gradients.
+
+    Yields the parameters that have no effect meanwhile.
+    """
     try:
         network.to(settings.device, settings.exact)
         if takes_channels_last(network):
             network.to(memory_format=torch.channels_last)
-        with accelerated(network):
-            yield
+        with accelerated(network) as idle:
+            yield idle
     finally:
         network.zero_grad()
         network.to("cpu", torch.float32)
@@ -127,8 +130,8 @@ class HeldOutPixels:
 class Problem:
     """One network, one input, one target on a device, and an optimizer between them."""
 
-    def __init__(self, network, z, target, reference, shape, steps, settings):
-        device, self.exact = settings.device, settings.exact
+    def __init__(self, network, z, target, reference, shape, steps, settings, idle):
+        device, self.exact, self.idle = settings.device, settings.exact, idle
         self.settings, self.network = settings, network
         self.operator, self.loss_function, self.regularizer = settings.placed()
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
@@ -137,8 +140,6 @@ class Problem:
         self.generator = seeded(settings.seed, device="cpu" if device.type == "meta" else device)
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.names, self.weights = list(named), list(named.values())
-        #: Parameters without an effect.
-        self.idle = {layer.bias for layer in before_batch_norm(network)}
         self._prepare_adam()
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
@@ -267,6 +268,9 @@ class Problem:
         for name, tensor in self.state().items():
             if name in saved:
                 tensor.copy_(saved[name])
+        for weight in self.idle.intersection(self.weights):
+            # Older files have one, and here nothing would overwrite it.
+            weight.grad.zero_()
         self.count.fill_(step)
         for moments in self.optimizer.state.values():
             moments["step"].fill_(step)
