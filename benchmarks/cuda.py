@@ -303,7 +303,8 @@ def main():
     FOLDER.mkdir(parents=True, exist_ok=True)
     report = Report(arguments.minutes, arguments.dry)
     print(f"On {report.found['card']}, torch {torch.__version__}.")
-    print(f"About 1 minute of tests, 3 of steps, 1 of denoising and 4 of notebooks; at most {arguments.minutes:g}.")
+    limit = f"{arguments.minutes:g} minutes"
+    print(f"About 1 minute of tests, 3 of steps, 1 of denoising; then the notebooks, ended after {limit} in all.")
     options = dict(device="cuda", seed=0, precision="auto", warm=20, steps=200)
     cases, side, steps, budget = CASES, 256, 1800, "full"
     others = ["bfloat16", "float16", "float32"]
