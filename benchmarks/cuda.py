@@ -151,8 +151,7 @@ def compare_steps(report, name, size, aim, options, others):
     plain = next(iter(found_rows(lines)), None)
     forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others]
     forms += [("float32", "NCHW")] * ("float32" in others)
-    searches = math.prod(size) >= Tuning().search
-    other = list(SEARCHES)[searches]
+    other = "no cudnn.benchmark" if math.prod(size) >= Tuning().search else "cudnn.benchmark"
     for waiting in (forms, [("auto", other)]):
         last = None
         while waiting:
@@ -254,7 +253,7 @@ def page(found):
     yield (
         "The textbook loop runs in float32, its convolutions in TF32 where the card has it (PyTorch's default); "
         "`fit` in float32 does without TF32. First steps: what they take beyond others, once; the first row of a size "
-        "loads the libraries too. The average, after as few steps, only shows that all forms do the same."
+        "loads the libraries too. The average, after so few steps, only shows that every form learns."
     )
     yield ""
     if found["steps"]:

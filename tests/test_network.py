@@ -124,48 +124,54 @@ class Between(nn.Module):
         return self.end(self.norm(F.relu(self.convolution(x))))
 
 
+def one_activation(blocks):
+    """Blocks without norms, with one activation in two places."""
+    once = nn.LeakyReLU(0.2)
+    return nn.Sequential(*(nn.Sequential(block[0], once) for block in blocks))
+
+
+def with_hook(layer):
+    layer.register_forward_hook(lambda layer, inputs, output: F.relu(output))
+    return layer
+
+
+def with_pre_hook(layer):
+    layer.register_forward_pre_hook(lambda layer, inputs: F.relu(inputs[0]))
+    return layer
+
+
+def with_forward(layer):
+    plain = layer.forward
+    layer.forward = lambda x: F.relu(plain(F.relu(x))).clone()
+    return layer
+
+
+#: A part of the outermost scale, and what takes its place.
+REPLACED = {
+    "zeros around": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=1)),
+    "dilated": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="reflect")),
+    "grouped": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect")),
+    "of 5 × 5": ("down.1.0", lambda old: nn.Conv2d(4, 4, 5, padding=2, padding_mode="reflect")),
+    "something between": ("down.1", Between),
+    "one activation twice": ("down", one_activation),
+    "the join's convolution": ("join.convolution", lambda old: nn.Conv2d(8, 4, 1)),
+    "the join's norm": ("join.norm", lambda old: nn.InstanceNorm2d(8)),
+    "statistics": ("up.0", lambda old: nn.BatchNorm2d(4)),
+    "no norm": ("up.0", lambda old: nn.Identity()),
+    "a hook": ("down.1.0", with_hook),
+    "a hook behind": ("down.1.1", with_pre_hook),
+    "a forward of its own": ("down.1.0", with_forward),
+    "a forward of its own behind": ("up.0", with_forward),
+}
+
+
 def replaced(network, name):
     """A network of which one part is another than we made."""
-    scale = network.scales
-    first = scale.down[1]
+    path, change = REPLACED[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        others = {
-            "zeros around": nn.Conv2d(4, 4, 3, padding=1),
-            "dilated": nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="reflect"),
-            "grouped": nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect"),
-            "of 5 × 5": nn.Conv2d(4, 4, 5, padding=2, padding_mode="reflect"),
-        }
-        if name in others:
-            first[0] = others[name]
-        elif name == "something between":
-            scale.down[1] = Between(first)
-        elif name == "one activation twice":
-            once = nn.LeakyReLU(0.2)
-            scale.down = nn.Sequential(*(nn.Sequential(block[0], once) for block in scale.down))
-        elif name == "the join's convolution":
-            scale.join.convolution = nn.Conv2d(8, 4, 1)
-        elif name == "the join's norm":
-            scale.join.norm = nn.InstanceNorm2d(8)
-        elif name == "statistics":
-            scale.up[0] = nn.BatchNorm2d(4)
-        elif name == "no norm":
-            scale.up[0] = nn.Identity()
-        elif name == "a hook":
-            first[0].register_forward_hook(lambda layer, inputs, output: F.relu(output))
-        elif name == "a hook behind":
-            first[1].register_forward_pre_hook(lambda layer, inputs: F.relu(inputs[0]))
-        elif name == "a forward of its own":
-            plain = first[0].forward
-            first[0].forward = lambda x: F.relu(plain(x))
+        network.scales.set_submodule(path, change(network.scales.get_submodule(path)))
     return network
-
-
-REPLACED = [
-    "zeros around", "dilated", "grouped", "of 5 × 5", "something between", "one activation twice",
-    "the join's convolution", "the join's norm", "statistics", "no norm", "a hook", "a hook behind",
-    "a forward of its own",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -192,7 +198,7 @@ def test_so_it_is_trained_in_short_floats(z, photograph, name):
 
 @pytest.mark.parametrize(("name", "idle"), [("nothing", True), ("no norm", False), ("statistics", False)])
 def test_a_bias_without_an_effect_is_left_alone_and_no_other(name, idle):
-    network = replaced(build(), name)
+    network = build() if name == "nothing" else replaced(build(), name)
     with accelerated(network) as found:
         assert (network.scales.join.convolution.bias in found) == (network.scales.join.norm.bias in found) == idle
         assert network.scales.down[0][0].bias in found

@@ -273,21 +273,26 @@ def takes_channels_last(network):
     return tuning().channels_last and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
+def is_untouched(layer):
+    """Whether nobody has put a hook on a layer, or a forward of their own into it."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+
+
 def is_own_convolution(layer):
-    """Whether a layer is a convolution as `SkipNetwork` makes them, and nobody's hook is on it."""
+    """Whether a layer is a convolution as `SkipNetwork` makes them."""
     shapes = {(1, 1): ((0, 0), "zeros"), (3, 3): ((1, 1), "reflect")}
     return (
         type(layer) is nn.Conv2d
         and shapes.get(layer.kernel_size) == (layer.padding, layer.padding_mode)
         and layer.groups == 1 == max(layer.dilation)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and is_untouched(layer)
     )
 
 
 def is_own_norm(layer):
-    """Whether a layer is a batch norm as `SkipNetwork` makes them, and nobody's hook is on it."""
-    own = type(layer) is nn.BatchNorm2d and layer.affine and not layer.track_running_stats
-    return own and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether a layer is a batch norm as `SkipNetwork` makes them."""
+    own = type(layer) is nn.BatchNorm2d and layer.bias is not None and not layer.track_running_stats
+    return own and is_untouched(layer)
 
 
 def before_batch_norm(network):
@@ -309,13 +314,12 @@ def accelerated(network):
 
     Yields the parameters that have no effect meanwhile: a set.
     """
-    layers = [layer for layer in network.modules() if "forward" not in vars(layer)]
-    convolutions = before_batch_norm(network).intersection(layers)
-    norms = [layer for layer in layers if type(layer) is nn.BatchNorm2d]
+    convolutions = before_batch_norm(network)
+    norms = [layer for layer in network.modules() if is_own_norm(layer) and layer.num_features <= NARROW]
     joins = [
-        layer for layer in layers
-        if type(layer) is Join and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
-        and layer.norm in norms and is_own_norm(layer.norm)
+        layer for layer in network.modules()
+        if type(layer) is Join and is_untouched(layer) and is_own_norm(layer.norm)
+        and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
     ]  # fmt: skip
     forms = dict.fromkeys(convolutions, _convolution) | dict.fromkeys(norms, _batch_norm) | dict.fromkeys(joins, _join)
     for layer, form in forms.items():
@@ -339,8 +343,7 @@ def _join(layer, skip, below, height, width):
 
 
 def _batch_norm(layer, x):
-    narrow = layer.num_features <= NARROW and x.is_contiguous(memory_format=torch.channels_last)
-    if narrow and _pays(x) and not layer.track_running_stats and layer.bias is not None:
+    if _pays(x) and x.is_contiguous(memory_format=torch.channels_last):
         return NarrowBatchNorm.apply(x, layer.weight, layer.bias, layer.eps)
     return nn.BatchNorm2d.forward(layer, x)
 

@@ -257,7 +257,9 @@ class Problem:
         state = {"average": self.average} | {f"network.{name}": tensor.detach() for name, tensor in tensors}
         for name, weight in zip(self.names, self.weights, strict=True):
             moments = self.optimizer.state[weight]
-            state |= {f"gradient.{name}": weight.grad}
+            if weight not in self.idle:
+                # Older files have one of the others too, which nothing would overwrite.
+                state[f"gradient.{name}"] = weight.grad
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
         if self.hold_out is not None:
             state |= self.hold_out.state()
@@ -268,9 +270,6 @@ class Problem:
         for name, tensor in self.state().items():
             if name in saved:
                 tensor.copy_(saved[name])
-        for weight in self.idle.intersection(self.weights):
-            # Older files have one, and here nothing would overwrite it.
-            weight.grad.zero_()
         self.count.fill_(step)
         for moments in self.optimizer.state.values():
             moments["step"].fill_(step)
