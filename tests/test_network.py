@@ -59,12 +59,17 @@ def obvious(network, z):
 
 
 FORMS = {"faster": dict(large=0), "plain": dict(large=2**40)}
+NARROW, WIDE = (4, 6), (128, 128)
 
 
-@pytest.mark.parametrize("size", [(32, 48), (33, 47), (34, 46), (8, 8)])
+@pytest.mark.parametrize(
+    ("size", "channels"),
+    # Wide layers, as notebook 2's are, have a form of their own.
+    [((32, 48), NARROW), ((33, 47), NARROW), ((34, 46), NARROW), ((8, 8), NARROW), ((32, 48), WIDE)],
+)
 @pytest.mark.parametrize("form", FORMS)
-def test_network_is_the_obvious_one_in_value_and_gradient(size, form):
-    network = build().double()
+def test_network_is_the_obvious_one_in_value_and_gradient(size, channels, form):
+    network = build(channels=channels).double()
     z = torch.rand(1, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for x in (z, z.contiguous(memory_format=torch.channels_last)):
         with tuned(**FORMS[form]), accelerated(network):
@@ -103,10 +108,11 @@ def test_a_constant_channel_is_no_division_by_nothing(dtype):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_reflection_with_the_channels_innermost_is_reflection(batch):
+@pytest.mark.parametrize("behind", [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_reflection_with_the_channels_innermost_is_reflection(batch, behind):
     x = torch.rand(batch, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    value, expected = reflect_with_channels_innermost(x), nn.ReflectionPad2d(1)(x)
+    value, expected = reflect_with_channels_innermost(x, behind), nn.ReflectionPad2d((1, behind[1], 1, behind[0]))(x)
     assert torch.equal(value, expected) and value.is_contiguous(memory_format=torch.channels_last)
     pull = torch.rand(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     gradients = [torch.autograd.grad((result * pull).sum(), x)[0] for result in (value, expected)]

@@ -38,7 +38,9 @@ from ..network import Join, Scale, SkipNetwork
 from .machine import tuning
 
 #: Up to this many channels `NarrowBatchNorm` is faster.
-NARROW = 32
+NARROW = 8
+#: From this many weights on `Transposed` is faster than PyTorch's transposed convolution.
+WIDE = 128 * 128 * 9
 #: Layers that compute the same with the channels innermost. Of others it is not known, and PyTorch's
 #: instance norm (2.13, CPU) has a wrong gradient there.
 ANY_LAYOUT = {SkipNetwork, Scale, Join, nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU}
@@ -82,6 +84,12 @@ def pixels_to_a_row(x):
     return math.gcd(x.numel() // channels, max(1, 128 // channels))
 
 
+def repeated(values, pixels):
+    """Values of the channels, for each pixel of a row anew."""
+    # `repeat` takes six times as long.
+    return torch.cat([values] * pixels)
+
+
 def add_to_channels(x, shift, scale, y):
     """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
     flat = x.is_contiguous(memory_format=torch.channels_last)
@@ -91,24 +99,24 @@ def add_to_channels(x, shift, scale, y):
         return as_rows(image, pixels) if flat else image
 
     def spread(values):
-        return values.to(x.dtype).repeat(pixels) if flat else values.to(x.dtype)[:, None, None]
+        return repeated(values.to(x.dtype), pixels) if flat else values.to(x.dtype)[:, None, None]
 
     view(x).add_(torch.addcmul(spread(shift), view(y), spread(scale)))
     return x
 
 
-def border_steps(y, dim):
-    """A quarter of the step from y's outermost rows (columns) inward, a zero row between the two."""
-    first, second, last_but_one, last = (y.narrow(dim, i, 1) for i in (0, 1, y.shape[dim] - 2, y.shape[dim] - 1))
-    return torch.cat([second - first, torch.zeros_like(first), last_but_one - last], dim) / 4
+def border(x, dim):
+    """The first and the last row (dim 2) or column (dim 3) of x, and the two that are next to them."""
+    length = x.shape[dim]
+    return torch.ops.aten.slice(x, dim, 0, None, length - 1), torch.ops.aten.slice(x, dim, 1, -1, length - 3)
 
 
 class Survey(torch.autograd.Function):
     """Statistics and border terms of y that the join needs.
 
     y with its border replicated; mean and mean square of y enlarged, per channel;
-    the steps at its border. In one function, so that the backward pass adds up the
-    gradients of all five in place.
+    a quarter of the steps from its outermost rows and columns inward. In one
+    function, so that the backward pass adds up the gradients of all five in place.
     """
 
     @staticmethod
@@ -118,7 +126,8 @@ class Survey(torch.autograd.Function):
         ctx.save_for_backward(smooth)
         exact = torch.promote_types(y.dtype, torch.float32)
         mean, square = (values.mean((0, 2, 3), dtype=exact) for values in (y, y * smooth))
-        return padded, mean, square, border_steps(y, 2), border_steps(y, 3)
+        rows, columns = ((inner - outer).div_(4) for outer, inner in (border(y, 2), border(y, 3)))
+        return padded, mean, square, rows, columns
 
     @staticmethod
     @once_differentiable
@@ -127,10 +136,10 @@ class Survey(torch.autograd.Function):
         pixels = smooth.numel() // smooth.shape[1]
         gradient = torch.ops.aten.replication_pad2d_backward(padded, smooth, [1, 1, 1, 1])
         add_to_channels(gradient, mean / pixels, 2 * square / pixels, smooth)
-        for dim, steps in ((2, rows / 4), (3, columns / 4)):
-            for outer, inner, side in ((0, 1, 0), (-1, -2, 2)):
-                gradient.select(dim, outer).sub_(steps.select(dim, side))
-                gradient.select(dim, inner).add_(steps.select(dim, side))
+        for dim, steps in ((2, rows), (3, columns)):
+            outer, inner = border(gradient, dim)
+            outer.sub_(steps, alpha=1 / 4)
+            inner.add_(steps, alpha=1 / 4)
         return gradient
 
 
@@ -164,22 +173,21 @@ class AddToBorder(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, rows, columns):
         ctx.mark_dirty(x)
-        x[..., :: x.shape[-2] - 1, :] += rows
-        x[..., :: x.shape[-1] - 1] += columns
+        border(x, 2)[0].add_(rows)
+        border(x, 3)[0].add_(columns)
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        height, width = gradient.shape[-2:]
-        return gradient, gradient[..., :: height - 1, :], gradient[..., :: width - 1]
+        return gradient, border(gradient, 2)[0], border(gradient, 3)[0]
 
 
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
     Right up to a constant for each channel, which a batch norm right behind takes
-    out. y is (1, C, H, W) with at least 2 pixels on each side, skip (1, S, 2 H, 2 W) or None;
+    out. y is (1, C, H, W) with at least 4 pixels on each side, skip (1, S, 2 H, 2 W) or None;
     norm and convolution are of S + C channels. The result is 2 H × 2 W.
     """
     skips = 0 if skip is None else skip.shape[1]
@@ -189,15 +197,18 @@ def join_and_convolve(skip, y, norm, convolution):
     weight = convolution.weight[:, skips:] * scale[:, None, None]
     weight = weight.to(y.dtype, memory_format=torch.channels_last)
 
-    stuffed = Transposed.apply(padded, weight.flip(2, 3).transpose(0, 1))
+    turned, wide = weight.flip(2, 3).transpose(0, 1), weight.numel() >= WIDE
+    stuffed = Transposed.apply(padded, turned) if wide else F.conv_transpose2d(padded, turned, stride=2, padding=1)
     joined = Blur.apply(stuffed)
     # So far y went on beyond its border as the border pixels are; its reflection
     # differs from that in the outermost pixels only.
     height, width = joined.shape[-2:]
-    rows = F.interpolate(rows, (3, width), mode="bilinear")
-    columns = F.interpolate(columns, (height, 3), mode="bilinear")
-    rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), weight[:, :, ::2])
-    columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), weight[..., ::2])
+    rows = F.interpolate(rows, (2, width), mode="bilinear")
+    columns = F.interpolate(columns, (height, 2), mode="bilinear")
+    # The first of the two meets the first taps, the last one the last.
+    taps = weight[:, :, ::2].flip(2), weight[..., ::2].flip(3)
+    rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), taps[0], stride=(2, 1), padding=(1, 0))
+    columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), taps[1], stride=(1, 2), padding=(0, 1))
     joined = AddToBorder.apply(joined, rows, columns)
     if skip is None:
         return joined
@@ -217,17 +228,18 @@ class NarrowBatchNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         pixels = pixels_to_a_row(x)
         rows = as_rows(x, pixels)
+        # With these it computes in float32.
         unused = weight.new_zeros(2, rows.shape[1])
-        means, variances = torch.batch_norm_update_stats(rows, *unused, 0.0)
-        means, variances = means.view(pixels, -1), variances.view(pixels, -1)
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)
+        moments = torch.batch_norm_update_stats(rows, *unused, 0.0)
+        means, variances = (values.view(pixels, -1) for values in moments)
+        variance, mean = torch.var_mean(means, 0, correction=0)
+        variance += variances.mean(0)
+        weight, bias, mean, variance = (repeated(values, pixels) for values in (weight, bias, mean, variance))
         ctx.pixels, ctx.eps = pixels, eps
         ctx.save_for_backward(x, weight, mean, variance)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        repeated = (values.repeat(pixels) for values in (weight, bias, mean, variance))
         torch.ops.aten.native_batch_norm.out(
-            rows, *repeated, False, 0.0, eps,
+            rows, weight, bias, mean, variance, False, 0.0, eps,
             out=as_rows(out, pixels), save_mean=weight.new_empty(0), save_invstd=weight.new_empty(0),
         )  # fmt: skip
         return out
@@ -236,36 +248,39 @@ class NarrowBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, mean, variance = ctx.saved_tensors
-        count = x.numel() // mean.numel()
-        repeated = (values.repeat(ctx.pixels) for values in (weight, mean, variance))
-        rows = (as_rows(values, ctx.pixels) for values in (gradient, x))
-        gradient, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            *rows, *repeated, None, None, False, ctx.eps, [True] * 3
+        pixels, count = ctx.pixels, x.numel() // (len(mean) // ctx.pixels)
+        to_rows, rows = (as_rows(values, pixels) for values in (gradient, x))
+        to_rows, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            to_rows, rows, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
         )
-        gradient = gradient.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        to_weight, to_bias = (values.view(ctx.pixels, -1).sum(0) for values in (to_weight, to_bias))
+        to_weight, to_bias = (values.view(pixels, -1).sum(0) for values in (to_weight, to_bias))
         # So far the moments counted as constants; what they add is affine in x.
         inverse = torch.rsqrt(variance + ctx.eps)
-        scale = -weight * inverse.square() * to_weight / count
-        shift = -weight * inverse * to_bias / count - scale * mean
-        return add_to_channels(gradient, shift, scale, x), to_weight, to_bias, None
+        share = weight * inverse / -count
+        scale = share * inverse * repeated(to_weight, pixels)
+        shift = share * repeated(to_bias, pixels) - scale * mean
+        to_rows.add_(torch.addcmul(shift.to(rows.dtype), rows, scale.to(rows.dtype)))
+        gradient = to_rows.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        return gradient, to_weight, to_bias, None
 
 
-def reflect(x):
-    """Reflect the border of an image, one pixel wide.
+def reflect(x, behind):
+    """Reflect the border of an image, one pixel wide; `behind` is 0 below and on the right where it is not wanted.
 
     PyTorch's 2-D reflection moves the channels outward on CUDA. In 3-D, with the
     channels as a third axis that is not padded, they stay where they are.
     """
     if x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        return reflect_with_channels_innermost(x)
-    return F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return reflect_with_channels_innermost(x, behind)
+    bottom, right = behind
+    return F.pad(x, (1, right, 1, bottom), mode="reflect")
 
 
-def reflect_with_channels_innermost(x):
+def reflect_with_channels_innermost(x, behind):
     """`reflect` of a channels-last image, which stays one."""
+    bottom, right = behind
     volume = x.permute(0, 2, 3, 1)[:, None]
-    return F.pad(volume, (0, 0, 1, 1, 1, 1), mode="reflect")[:, 0].permute(0, 3, 1, 2)
+    return F.pad(volume, (0, 0, 1, right, 1, bottom), mode="reflect")[:, 0].permute(0, 3, 1, 2)
 
 
 def takes_channels_last(network):
@@ -337,7 +352,7 @@ def _pays(x):
 
 
 def _join(layer, skip, below, height, width):
-    if _pays(below) and height % 2 == width % 2 == 0:
+    if _pays(below) and height % 2 == width % 2 == 0 and min(below.shape[2:]) >= 4:
         return join_and_convolve(skip, below, layer.norm, layer.convolution)
     return Join.forward(layer, skip, below, height, width)
 
@@ -350,5 +365,7 @@ def _batch_norm(layer, x):
 
 def _convolution(layer, x):
     if layer.padding_mode == "reflect":
-        x = reflect(x)
+        # With stride 2 nobody reads the border behind an even side; where it is there, oneDNN's gradient may take
+        # twenty times as long.
+        x = reflect(x, [1 if layer.stride[0] == 1 else side % 2 for side in x.shape[2:]])
     return F.conv2d(x, layer.weight, stride=layer.stride)

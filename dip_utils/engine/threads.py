@@ -24,6 +24,13 @@ BETTER = 0.9
 _LOCK = threading.Lock()
 
 
+def use(number):
+    """Let PyTorch use so many threads."""
+    # When told it forgets its prepared convolutions, even where nothing changes: a tenth of a small step.
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
+
+
 class Threads:
     """Takes steps with all threads of PyTorch, with half of them, a quarter, …, whatever is fastest just now."""
 
@@ -38,11 +45,11 @@ class Threads:
         if self.most == 1 or not _LOCK.acquire(blocking=False):
             return step()
         begun, used = time.perf_counter(), time.process_time()
-        torch.set_num_threads(self.tried or self.number)
+        use(self.tried or self.number)
         try:
             step()
         finally:
-            torch.set_num_threads(self.most)
+            use(self.most)
             _LOCK.release()
         seconds = time.perf_counter() - begun
         self._learn(seconds, time.process_time() - used >= WHOLE * self.most * seconds)
