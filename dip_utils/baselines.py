@@ -42,8 +42,7 @@ def denoise(noisy, method, sigma, strength):
     check_number("sigma", sigma, above=0)
     check_number("strength", strength, above=0)
     check_choice("method", method, STRENGTHS)
-    colour = len(noisy) > 1
-    image, axis = (noisy.numpy(), 0) if colour else (noisy[0].numpy(), None)
+    image, axis = (noisy.numpy(), 0) if len(noisy) > 1 else (noisy[0].numpy(), None)
     if method == "Gaussian blur":
         clean = skimage.filters.gaussian(image, strength, channel_axis=axis)
     elif method == "total variation":
@@ -89,7 +88,7 @@ class Pixels(nn.Module):
     def __init__(self, channels, *size):
         check_size(channels, size)
         super().__init__()
-        self.change = nn.Parameter(torch.zeros(1, channels, *size))
+        self.change = nn.Parameter(torch.zeros(1, channels, *size, device="cpu"))
 
     def forward(self, z):
         """(1, channels, *size) to the same."""

@@ -25,7 +25,7 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
     # Of the shape alone: in another order in memory a tensor would be filled with other numbers.
-    noise = torch.randn(image.shape, generator=seeded(seed, "noise on an image"), dtype=torch.float32)
+    noise = torch.randn(image.shape, generator=seeded(seed, "noise on an image"), dtype=torch.float32, device="cpu")
     noisy = image + sigma * noise
     return noisy.clamp_(0, 1) if clip else noisy
 
@@ -34,14 +34,14 @@ def add_salt_and_pepper(image, share, *, seed):
     """Set a share of an image's or a signal's values to 0 or 1, either as often, each channel for itself."""
     image = check_image("image", image, signal=True)
     check_number("share", share, least=0, most=1)
-    chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32)
+    chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32, device="cpu")
     return image.masked_fill(chance < share, 1).masked_fill(chance < share / 2, 0)
 
 
 def uniform_noise(channels, *size, seed):
     """An image, or a signal of one size, of independent values, uniform in [0, 1)."""
     check_size(channels, size)
-    return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"), dtype=torch.float32)
+    return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"), dtype=torch.float32, device="cpu")
 
 
 def shuffle_rows_and_columns(image, *, seed):
@@ -52,7 +52,7 @@ def shuffle_rows_and_columns(image, *, seed):
     image = check_image("image", image)
     generator = seeded(seed, "shuffle")
     for dim in (2, 1):
-        keys = torch.rand(image.shape, generator=generator, dtype=torch.float64)
+        keys = torch.rand(image.shape, generator=generator, dtype=torch.float64, device="cpu")
         image = image.gather(dim, keys.argsort(dim))
     return image
 
@@ -64,7 +64,7 @@ def shuffle_elements(image, *, seed):
     its values is kept.
     """
     image = check_image("image", image, signal=True)
-    order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"))
+    order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"), device="cpu")
     return image.flatten()[order].reshape(image.shape)
 
 

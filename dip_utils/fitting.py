@@ -13,7 +13,6 @@ step, the mathematics, is `engine/step.py`; the loop that it stands for is
 """
 
 import math
-import signal
 import time
 from dataclasses import dataclass, field
 
@@ -257,7 +256,8 @@ def fit(
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
-            memory.check_records(len(keep) * values, min(trace, values) * (run.planned + 1), device)
+            records = run.planned + 1
+            memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
             pixels = math.prod(z.shape[1:])
             with stop_button() as presses, on_device(settings, pixels), lent(network, settings) as idle:
                 problem = Problem(network, *images, shape, run.planned, settings, idle)
@@ -299,7 +299,7 @@ def _descend(problem, run, start, keep, watcher, presses):
         # Raised inside a step, by an operator; a second press of ■ means it.
         if presses:
             raise
-        presses.append(signal.SIGINT)
+        presses.append(True)
         step = guard.go_back()
     step = guard.last_look(step, bool(presses))
     if step in keep:
@@ -310,7 +310,7 @@ def _descend(problem, run, start, keep, watcher, presses):
     _report(run, problem, step, begun)
     run.state, run.running = problem.saved_state(step), False
     if problem.trace.shape[1]:
-        run.trace = _on_cpu(problem.trace[None, : step + 1])
+        run.trace = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
     if hold_out is not None and hold_out.step >= 0:
         run.chosen_step, run.chosen = int(hold_out.step), _on_cpu(hold_out.chosen)
     watcher.show(run)

@@ -85,7 +85,7 @@ def load_image(path, *, longest=None, multiple=32, white=None):
     height, width = image.shape[1:]
     scale = max(longest / max(height, width), least / min(height, width)) if longest else 1
     if scale < 1:
-        image = resize(image, max(1, round(height * scale)), max(1, round(width * scale)))
+        image = resize(image, round(height * scale), round(width * scale))
         done.append(f"shrunk from {height} x {width} to {image.shape[1]} x {image.shape[2]}")
         height, width = image.shape[1:]
     cropped = height // multiple * multiple, width // multiple * multiple

@@ -121,7 +121,7 @@ class SkipNetwork(nn.Module):
             check_integer("skip_channels", skip, 0)
         generator = seeded(seed, "weights")
         super().__init__()
-        self.input_channels, self.channels, self.output_channels = input_channels, channels, output_channels
+        self.input_channels, self.channels = input_channels, channels
         # On this device layers are made without weights: PyTorch would draw them from the global random state.
         with torch.device("meta"):
             self.scales = Scale(input_channels, channels, skip_channels)
@@ -188,4 +188,4 @@ def random_input(channels, *size, scale=0.1, seed):
     """
     check_size(channels, size)
     check_number("scale", scale, above=0)
-    return torch.rand(channels, *size, generator=seeded(seed, "input"), dtype=torch.float32) * scale
+    return torch.rand(channels, *size, generator=seeded(seed, "input"), dtype=torch.float32, device="cpu") * scale

@@ -8,11 +8,7 @@ from torch.nn import functional as F
 
 from .engine.checks import check_choice, check_floating, check_image, check_integer
 
-METHODS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+METHODS = ("nearest", "bicubic", "lanczos")
 
 
 def lanczos(x):
@@ -47,7 +43,7 @@ class LanczosDownsampler(nn.Module):
         check_integer("factor", factor, 2)
         self.factor = int(factor)
         taps = 4 * self.factor - self.factor % 2
-        offsets = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
+        offsets = torch.arange(taps, dtype=torch.float64, device="cpu") - (taps - 1) / 2
         kernel = lanczos(offsets / self.factor)
         self.register_buffer("kernel", (kernel / kernel.sum()).float())
 
@@ -78,5 +74,6 @@ def resize(image, height, width, method="lanczos"):
     check_integer("height", height, 1)
     check_integer("width", width, 1)
     check_choice("method", method, METHODS)
-    planes = [Image.fromarray(plane).resize((width, height), METHODS[method]) for plane in image.numpy()]
+    kind = Image.Resampling[method.upper()]
+    planes = [Image.fromarray(plane).resize((width, height), kind) for plane in image.numpy()]
     return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).clamp(0, 1)

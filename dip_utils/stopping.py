@@ -60,7 +60,7 @@ class HoldOut:
     def choose(self, total):
         """Positions of the pixels to leave out, of `total`."""
         number = min(self.pixels, -(-total // 20))
-        return torch.randperm(total, generator=seeded(self.seed, "held out"))[:number]
+        return torch.randperm(total, generator=seeded(self.seed, "held out"), device="cpu")[:number]
 
 
 def windowed_variance(trace, window=100):

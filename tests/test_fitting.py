@@ -203,6 +203,26 @@ def test_another_default_dtype_changes_nothing(photograph):
     assert np.array_equal(runs[0].loss, runs[1].loss) and torch.equal(runs[0].trace, runs[1].trace)
 
 
+def test_another_default_device_changes_nothing(photograph):
+    """Such as CUDA, which a notebook may have set; on the meta device nothing has a value."""
+
+    def everything():
+        run = fit(dip.random_input(2, 32, 48, seed=0), photograph, stop=dip.HoldOut(), trace=9)
+        noise = dip.uniform_noise(3, 32, 48, seed=0)
+        shuffles = dip.shuffle_elements(noise, seed=0), dip.shuffle_rows_and_columns(noise, seed=0)
+        noisy = dip.add_gaussian_noise(noise, 0.1, seed=0), dip.add_salt_and_pepper(noise, 0.1, seed=0)
+        small = dip.LanczosDownsampler(4)(noise), dip.Pixels(3, 32, 48)(noise[None])
+        return [torch.from_numpy(run.loss), run.trace, noise, *shuffles, *noisy, *small]
+
+    expected = everything()
+    torch.set_default_device("meta")
+    try:
+        found = everything()
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(value, want) for value, want in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("large", [0, 2**18], ids=["faster forms", "plain forms"])
 def test_outputs_can_be_viewed_as_a_row(z, photograph, large):
     """However the network lays them out."""
@@ -260,6 +280,12 @@ def test_run_survives_its_file(z, photograph, tmp_path):
     on, loaded_on = (fit(z, photograph, start=start, reference=photograph, stop=stop) for start in (run, loaded))
     assert (on.loss == loaded_on.loss).all()
     assert os.listdir(tmp_path) == ["run.pt"]
+
+
+def test_a_run_that_hold_out_ended_survives_its_file(z, tmp_path):
+    run = fit(z, dip.uniform_noise(3, 32, 48, seed=0), 400, stop=dip.HoldOut(patience=np.int64(1), first=0))
+    run.save(tmp_path / "run.pt")
+    assert run.stopped and dip.load_fit(tmp_path / "run.pt").stopped
 
 
 def test_run_says_in_a_line_what_it_is(z, photograph):

@@ -105,6 +105,14 @@ def test_palette(tmp_path):
     assert np.allclose(load(tmp_path / "a.png"), np.asarray(picture.convert("RGB")) / 255, atol=1e-6)
 
 
+def test_transparency_of_black_and_white(tmp_path, capsys):
+    Image.new("1", (64, 64), 0).save(tmp_path / "a.png", transparency=0)
+    assert load(tmp_path / "a.png").shape == (64, 64, 3) and load(tmp_path / "a.png").min() == 1
+    assert "transparency laid over white" in capsys.readouterr().out
+    Image.new("1", (64, 64), 1).save(tmp_path / "a.png")
+    assert load(tmp_path / "a.png").shape == (64, 64, 1) and load(tmp_path / "a.png").min() == 1
+
+
 DEEP = {
     "grey.png": lambda path: write_png16(path, RAMP),
     "grey.tif": lambda path: Image.fromarray(RAMP).save(path),

@@ -79,6 +79,8 @@ def test_where_no_size_fits_that_is_said(free):
 
 def test_too_much_to_keep_is_refused_at_once(z, photograph, free):
     free(2e8)
+    with pytest.raises(MemoryError, match=r"^steps: needs 16\.0 GB, 0\.2 GB are free on cpu; wants less"):
+        fit(z, photograph, 10**9)
     with pytest.raises(MemoryError, match=r"^keep: needs 0\.4 GB, 0\.2 GB are free on cpu; wants less"):
         fit(z, photograph, 20_000, keep=range(20_000))
     with pytest.raises(MemoryError, match=r"^trace: needs 0\.4 GB, 0\.2 GB are free on cpu; wants less"):

@@ -152,12 +152,20 @@ def with_forward(layer):
     return layer
 
 
+def halved_in_turn(blocks):
+    """First one side is halved, then the other."""
+    for block, inputs, stride in zip(blocks, (2, 4), ((1, 2), (2, 1)), strict=True):
+        block[0] = nn.Conv2d(inputs, 4, 3, stride, padding=1, padding_mode="reflect")
+    return blocks
+
+
 #: A part of the outermost scale, and what takes its place.
 REPLACED = {
     "zeros around": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=1)),
     "dilated": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="reflect")),
     "grouped": ("down.1.0", lambda old: nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="reflect")),
     "of 5 × 5": ("down.1.0", lambda old: nn.Conv2d(4, 4, 5, padding=2, padding_mode="reflect")),
+    "halved in turn": ("down", halved_in_turn),
     "something between": ("down.1", Between),
     "one activation twice": ("down", one_activation),
     "the join's convolution": ("join.convolution", lambda old: nn.Conv2d(8, 4, 1)),
@@ -221,7 +229,18 @@ def test_a_bias_without_an_effect_stays_also_after_an_older_file(z, photograph):
     assert torch.equal(dict(again.named_parameters())[bias], dict(network.named_parameters())[bias])
 
 
-@pytest.mark.parametrize("channels", [4, 8, 30])
+@pytest.mark.parametrize("place", ["down.1.0", "join.norm", "join.convolution"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_are_called(kind, place):
+    network, called = build(), []
+    getattr(network.scales.get_submodule(place), f"register_{kind}_hook")(lambda *arguments: called.append(kind))
+    z = torch.rand(1, 2, 32, 48, generator=torch.Generator().manual_seed(0))
+    with tuned(large=0), accelerated(network):
+        network(z).sum().backward()
+    assert called == [kind]
+
+
+@pytest.mark.parametrize("channels", [3, 4, 8])
 def test_narrow_batch_norm_is_batch_norm(channels):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, channels, 9, 16, dtype=torch.float64, generator=generator) * 3 + 1

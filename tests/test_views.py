@@ -146,6 +146,15 @@ def test_live_plot_is_one_output_that_ends_as_a_static_picture(photograph):
     assert "<b>" not in pages[1] and html.escape(names[1]) in pages[1]
 
 
+def test_live_plot_shows_all_of_every_curve(photograph, monkeypatch):
+    seen, live = [], dip.LivePlot("long", "short")
+    monkeypatch.setattr("dip_utils.views.live.bundle", lambda figure, *_: seen.append(figure) or ({}, {}))
+    with cell():
+        for name, steps in (("long", 9), ("short", 3)):
+            fit(photograph, steps=steps, watch=live.track(name))
+    assert seen[-1].axes[0].get_xlim() == (0, 9)
+
+
 def test_live_plot_redraws_within_its_share_of_the_time(photograph, monkeypatch):
     """With a clock that only we move, and the making of a picture: 80 ms each, at most 1.5 % of 20 s for all."""
     now, drawn = [0.0], []

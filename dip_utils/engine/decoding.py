@@ -136,10 +136,10 @@ def _read_picture(path, small):
         return pixels, most, done
     if cut:
         done.append("read in 8 of its 16 bits")
-    if picture.mode == "1":
-        picture = picture.convert("L")
-    elif picture.has_transparency_data:
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
+    elif picture.mode == "1":
+        picture = picture.convert("L")
     elif picture.mode == "P" and profile:
         picture = picture.convert("RGB")
     if profile and not _is_srgb(profile):
@@ -149,8 +149,7 @@ def _read_picture(path, small):
     if picture.mode not in ("L", "RGB", "RGBA"):
         done.append(f"converted from {picture.mode} to RGB")
         picture = picture.convert("RGB")
-    pixels = np.asarray(picture)
-    return pixels.reshape(*pixels.shape[:2], -1), 255, done
+    return np.atleast_3d(np.asarray(picture)), 255, done
 
 
 def _check_pixels(width, height):

@@ -92,17 +92,13 @@ def repeated(values, pixels):
 
 def add_to_channels(x, shift, scale, y):
     """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
-    flat = x.is_contiguous(memory_format=torch.channels_last)
-    pixels = pixels_to_a_row(x) if flat else 1
-
-    def view(image):
-        return as_rows(image, pixels) if flat else image
-
-    def spread(values):
-        return repeated(values.to(x.dtype), pixels) if flat else values.to(x.dtype)[:, None, None]
-
-    view(x).add_(torch.addcmul(spread(shift), view(y), spread(scale)))
-    return x
+    shift, scale = shift.to(x.dtype), scale.to(x.dtype)
+    if x.is_contiguous(memory_format=torch.channels_last):
+        pixels = pixels_to_a_row(x)
+        shift, scale = repeated(shift, pixels), repeated(scale, pixels)
+        as_rows(x, pixels).add_(torch.addcmul(shift, as_rows(y, pixels), scale))
+    else:
+        x.add_(torch.addcmul(shift[:, None, None], y, scale[:, None, None]))
 
 
 def border(x, dim):
@@ -248,7 +244,7 @@ class NarrowBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         x, weight, mean, variance = ctx.saved_tensors
-        pixels, count = ctx.pixels, x.numel() // (len(mean) // ctx.pixels)
+        pixels, count = ctx.pixels, x.numel() // x.shape[1]
         to_rows, rows = (as_rows(values, pixels) for values in (gradient, x))
         to_rows, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             to_rows, rows, weight, mean, variance, None, None, False, ctx.eps, [True] * 3
@@ -290,7 +286,8 @@ def takes_channels_last(network):
 
 def is_untouched(layer):
     """Whether nobody has put a hook on a layer, or a forward of their own into it."""
-    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return not any(hooks) and "forward" not in vars(layer)
 
 
 def is_own_convolution(layer):
@@ -299,6 +296,7 @@ def is_own_convolution(layer):
     return (
         type(layer) is nn.Conv2d
         and shapes.get(layer.kernel_size) == (layer.padding, layer.padding_mode)
+        and layer.stride in ((1, 1), (2, 2))
         and layer.groups == 1 == max(layer.dilation)
         and is_untouched(layer)
     )

@@ -135,7 +135,8 @@ def bfloat16_gain():
     """
 
     def tensors(dtype):
-        x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
+        shapes = (1, 64, 64, 64), (64, 64, 3, 3)
+        x, weight = (torch.zeros(shape, dtype=dtype, device="cpu") for shape in shapes)
         return [t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, weight)]
 
     threads = torch.get_num_threads()

@@ -98,9 +98,10 @@ def check_memory(network, size, needed, device):
     )
 
 
-def check_records(keep, trace, device):
-    """Raise where so many numbers of kept images (on the CPU) or of a trace (on the device) cannot fit."""
-    for name, numbers, place in (("keep", keep, torch.device("cpu")), ("trace", trace, device)):
+def check_records(curves, keep, trace, device):
+    """Raise where so many numbers of curves, kept images (on the CPU) or a trace cannot fit."""
+    cpu = torch.device("cpu")
+    for name, numbers, place in (("steps", curves, device), ("keep", keep, cpu), ("trace", trace, device)):
         needed, free = 4 * numbers, available_memory(place)
         if needed > free:
             raise MemoryError(

@@ -102,8 +102,8 @@ def _rehearse_loss(shape, target, settings):
 
 def _check_start(start, network, images, shape, settings):
     """Raise unless the fit can go on from this run; say what is not as it was."""
-    names, before = ("z", "target", "reference"), (start.z, start.target, start.reference)
-    for name, image, earlier in zip(names, images, before, strict=True):
+    for name, image in zip(("z", "target", "reference"), images, strict=True):
+        earlier = getattr(start, name)
         if image is None or earlier is None:
             continue
         check_same_shape(name, image, f"the {name} of start", earlier)

@@ -84,9 +84,7 @@ def lent(network, settings):
             yield idle
     finally:
         network.zero_grad()
-        network.to("cpu", torch.float32)
-        if takes_channels_last(network):
-            network.to(memory_format=torch.contiguous_format)
+        network.to("cpu", torch.float32, memory_format=torch.contiguous_format)
 
 
 class HeldOutPixels:
@@ -120,7 +118,7 @@ class HeldOutPixels:
 
     def has_lost_patience(self, step):
         """Whether nothing better was found for long. Waits for the device."""
-        return self.stop.patience is not None and 0 <= self.step.item() < step - self.stop.patience
+        return self.stop.patience is not None and bool(0 <= self.step.item() < step - self.stop.patience)
 
     def state(self):
         """The tensors that a step changes and the next one needs, by name."""
@@ -138,8 +136,7 @@ class Problem:
         self.reference = None if reference is None else reference[None].to(device, self.exact)
         # The meta device, of the tests' dry steps, has no generator of its own.
         self.generator = seeded(settings.seed, device="cpu" if device.type == "meta" else device)
-        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        self.names, self.weights = list(named), list(named.values())
+        self.weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self._prepare_adam()
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
@@ -148,7 +145,7 @@ class Problem:
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
         self.curves = ["loss"]
         self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
-        traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"))[: settings.trace]
+        traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"), device="cpu")[: settings.trace]
         self.traced = traced.to(device)
         # The untrained network's among them.
         self.records = self.output.new_full((len(self.curves), steps + 1), math.nan)
@@ -156,8 +153,8 @@ class Problem:
         self.use(settings.precision)
 
     def _prepare_adam(self):
-        self.optimizer = torch.optim.Adam(self.weights, lr=self.settings.learning_rate, fused=True)
-        for weight in self.weights:
+        self.optimizer = torch.optim.Adam(self.weights.values(), lr=self.settings.learning_rate, fused=True)
+        for weight in self.weights.values():
             # In place from here on: a graph knows tensors by their addresses.
             weight.grad = torch.zeros_like(weight)
             self.optimizer.state[weight] = {
@@ -166,7 +163,7 @@ class Problem:
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
             }
-        self.moving = [weight for weight in self.weights if weight not in self.idle]
+        self.moving = [weight for weight in self.weights.values() if weight not in self.idle]
         self.gradients = [weight.grad for weight in self.moving]
 
     def use(self, precision):
@@ -255,7 +252,7 @@ class Problem:
         # Batch norms may keep statistics in buffers.
         tensors = (*self.network.named_parameters(), *self.network.named_buffers())
         state = {"average": self.average} | {f"network.{name}": tensor.detach() for name, tensor in tensors}
-        for name, weight in zip(self.names, self.weights, strict=True):
+        for name, weight in self.weights.items():
             moments = self.optimizer.state[weight]
             if weight not in self.idle:
                 # Older files have one of the others too, which nothing would overwrite.

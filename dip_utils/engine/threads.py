@@ -44,9 +44,9 @@ class Threads:
         """Take a step; outside of it the number of threads is the user's."""
         if self.most == 1 or not _LOCK.acquire(blocking=False):
             return step()
-        begun, used = time.perf_counter(), time.process_time()
-        use(self.tried or self.number)
         try:
+            begun, used = time.perf_counter(), time.process_time()
+            use(self.tried or self.number)
             step()
         finally:
             use(self.most)

@@ -29,7 +29,7 @@ class Watcher:
             try:
                 self.watch(run)
             except KeyboardInterrupt:
-                self.presses.append(signal.SIGINT)
+                self.presses.append(True)
             except Exception as error:
                 # A picture that cannot be drawn is no reason to lose the run.
                 self.watch = None
@@ -49,7 +49,7 @@ def stop_button():
     def press(number, frame):
         if presses:
             raise KeyboardInterrupt
-        presses.append(number)
+        presses.append(True)
 
     signal.signal(signal.SIGINT, press)
     try:

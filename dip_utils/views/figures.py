@@ -46,9 +46,8 @@ def new_figure(height, dpi=150):
     return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
 
 
-def draw_image(axes, image, caption=""):
+def draw_image(axes, image, caption):
     """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
-    image = check_image("image", image, bounded=False, signal=True)
     room = LETTERS * WIDTH / axes.get_gridspec().ncols
     axes.set_title(textwrap.fill(caption, int(room)), fontsize=9)
     axes.set(xticks=[], yticks=[])
@@ -257,8 +256,8 @@ def plot_stopping(run, criteria, chosen):
     show(figure, "stopping", f"PSNR over step; below it {', '.join(criteria)}, with the steps that they choose")
 
 
-def compare(images, zoom, *, columns=None):
-    """Images side by side, at most `columns` in a row, and below each a part of it, enlarged pixel by pixel.
+def compare(images, zoom):
+    """Images side by side, and below each a part of it, enlarged pixel by pixel.
 
     Parameters
     ----------
@@ -268,8 +267,7 @@ def compare(images, zoom, *, columns=None):
         Top, left, height and width of that part, as shares of the image's height
         and width.
     """
-    columns = columns or len(images)
-    whole_rows = in_rows(images, columns, signal=False)
+    (whole,) = in_rows(images, len(images), signal=False)
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
@@ -278,13 +276,11 @@ def compare(images, zoom, *, columns=None):
     top, left, height, width = (round(part * side) for part, side in zip(zoom, sizes.pop() * 2, strict=True))
     height, width = max(height, 1), max(width, 1)
     part = np.s_[:, top : top + height, left : left + width]
-    rows = [row for whole in whole_rows for row in (whole, [("", image[part]) for _, image in whole])]
-    figure, grid = draw_grid(rows, columns, dpi=110)
-    for axes in figure.axes:
-        if axes in grid[::2]:
-            axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#FFD400", linewidth=1))
-        else:
-            axes.images[0].set_interpolation("nearest")
+    figure, (above, below) = draw_grid([whole, [("", image[part]) for _, image in whole]], len(whole), dpi=110)
+    for axes in above:
+        axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#FFD400", linewidth=1))
+    for axes in below:
+        axes.images[0].set_interpolation("nearest")
     show(figure, "comparison", f"Images side by side, each with an enlarged part: {', '.join(images)}")
 
 
@@ -293,10 +289,10 @@ def plot_kernel(downsampler):
     kernel, factor = downsampler.kernel, downsampler.factor
     taps = len(kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor
-    fine = torch.linspace(-2.5, 2.5, 501)
+    fine = torch.linspace(-2.5, 2.5, 501, device="cpu")
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    scale = kernel.max().item() / lanczos(torch.tensor(np.abs(offsets).min())).item()
+    scale = kernel.max().item() / lanczos(torch.from_numpy(np.abs(offsets)).min()).item()
     left.plot(fine, lanczos(fine) * scale, color=GREY, linewidth=1, label="L(t), scaled")
     left.stem(offsets, kernel.numpy(), linefmt="#0072B2", basefmt=" ", label="the weights")
     style_axes(left, "distance in coarse pixels", "weight")

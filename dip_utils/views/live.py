@@ -79,7 +79,7 @@ class LivePlot:
             draw_curves(plots[1], curves, names=self.names if several else None)
             style_axes(plots[1], "step", "PSNR of the average (dB)" if several else "PSNR (dB)")
         for axes in plots:
-            axes.set_xlim(0, run.planned)
+            axes.set_xlim(0, max(run.planned for run in self.runs.values()))
         if several or with_psnr:
             plots[0 if several else 1].legend(frameon=False, fontsize=8)
         draw_image(picture, run.output, f"{name}, step {run.steps}")

@@ -82,7 +82,7 @@ class OwnImagePanel:
 
     def __init__(self, try_it, image, *, steps):
         self.try_it, self.image = try_it, check_image("image", image)
-        self.run, self.thread, self.named = None, None, True
+        self.run, self.named = None, True
         self.stopping = threading.Event()
         wide = {"description_width": "initial"}
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="upload")
@@ -130,13 +130,12 @@ class OwnImagePanel:
 
     def _start(self, _):
         """Fit in a thread of its own, so that the stop button is heard."""
-        if self.thread is not None and self.thread.is_alive():
+        if self.start.disabled:
             return
         self.stopping.clear()
         self.pace = Pace(DRAWING_SHARE)
         self.start.disabled, self.stop.disabled, self.save.disabled = True, False, True
-        self.thread = threading.Thread(target=self._fit, daemon=True)
-        self.thread.start()
+        threading.Thread(target=self._fit, daemon=True).start()
 
     def _watch(self, run):
         if self.stopping.is_set() and run.running:
@@ -155,7 +154,7 @@ class OwnImagePanel:
         except Exception as error:
             self.message.value = bold(error)
         finally:
-            self.start.disabled, self.stop.disabled = False, True
+            self.stop.disabled, self.start.disabled = True, False
 
     def _save(self, _):
         path = Path("deep_image_prior.png").resolve()
