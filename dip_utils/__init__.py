@@ -4,7 +4,7 @@ The public names, in the order in which a notebook meets them. The method is in
 `network` and `fitting`; `engine` makes it fast and safe; `views` shows it.
 """
 
-from .engine.machine import choose_budget, choose_device, choose_precision, describe_machine
+from .engine.machine import choose_budget, choose_precision, describe_machine
 from .images import crop, load_image, sample, save_image
 from .corruption import (
     add_gaussian_noise,
