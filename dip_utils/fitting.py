@@ -256,6 +256,7 @@ def fit(
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
+            # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
             pixels = math.prod(z.shape[1:])
