@@ -29,15 +29,18 @@ def measure(case):
         torch.cuda.reset_peak_memory_stats()
     with tuned(**case.get("tuned", {})):
         # What comes once, the libraries' set-up and CUDA's capture, is in the first two: their times cancel out.
-        runs = [dip.fit(network, z, target, steps=case["warm"], **options) for _ in range(2 if case["warm"] else 0)]
+        # No run is kept: each holds a copy of the weights, which would count as memory of the last one.
+        warm = [
+            dip.fit(network, z, target, steps=case["warm"], **options).seconds for _ in range(2 if case["warm"] else 0)
+        ]
         run = dip.fit(network, z, target, steps=case["warm"] + case["steps"], **options)
     if run.steps < run.planned:
         sys.exit(f"The fit ended at step {run.steps} of {run.planned}.")
     reached = [np.flatnonzero(run.average_psnr >= level) for level in case.get("levels", ())]
     return {
         # The first fit of a process, over the second's; CUDA's capture is in both.
-        "set-up": runs[0].seconds - runs[-1].seconds if runs else None,
-        "step": (run.seconds - (runs[-1].seconds if runs else 0)) / case["steps"],
+        "set-up": warm[0] - warm[-1] if warm else None,
+        "step": (run.seconds - (warm[-1] if warm else 0)) / case["steps"],
         "peak": torch.cuda.max_memory_allocated() if case["device"] == "cuda" else peak_memory(),
         "psnr": float(run.psnr[-1]),
         "average_psnr": float(run.average_psnr[-1]),

@@ -47,7 +47,7 @@ def show_everything(photograph):
     run = fit(photograph, reference=photograph)
     dip.show_images({"a": photograph, "grey": photograph[:1]})
     dip.film_strip({"a": run}, (0, 4))
-    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"left": {"floor": 0.1}})
+    dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"floor": 0.1})
     dip.plot_spectra({"a": run}, (0, 4))
     dip.plot_stopping(
         run, {"falling": np.linspace(2, 1, 5), "endless": np.full(5, 1.0)}, {"falling": 4, "endless": None}

@@ -172,8 +172,8 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     ----------
     panels : dict of str to dict of str to array_like
         For each panel its curves, for each curve one value per step.
-    levels : dict of str to dict of str to float, optional
-        For a panel, horizontal lines: their names and heights.
+    levels : dict of str to float, optional
+        Horizontal lines: their names and heights.
     """
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -181,14 +181,12 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
-        lines = (levels or {}).get(title, {})
-        for name, level in lines.items():
+        for level in (levels or {}).values():
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-            # Of two lines that lie close together the lower one is named from below.
-            side, shift = ("top", -3) if len(lines) > 1 and level == min(lines.values()) else ("bottom", 3)
-            axes.annotate(name, (0, level), (2, shift), ha="left", va=side, fontsize=8, color=GREY,
-                          xycoords=("axes fraction", "data"), textcoords="offset points",
-                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})  # fmt: skip
+    for name, level in (levels or {}).items():
+        # Behind the last panel, where no curve can be.
+        grid[-1].annotate(name, (1, level), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          va="center", fontsize=8, color=GREY)  # fmt: skip
     if minimum is not None:
         grid[0].set_ylim(bottom=minimum)
     add_legend(figure, grid)

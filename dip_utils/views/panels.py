@@ -68,6 +68,9 @@ def explore(function, **controls):
         control.observe(redraw, "value")
     figure = draw()
     picture.value = png(figure)
+    # Without a kernel no control tells.
+    state = (f"{control.description} {control.value}" for control in controls.values())
+    figure.suptitle(", ".join(state), fontsize=9)
     show_panel(ipywidgets.VBox([*controls.values(), message, picture]), figure, ", ".join(controls))
 
 
