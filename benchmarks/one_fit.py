@@ -25,6 +25,7 @@ def measure(case):
     network = dip.SkipNetwork(**shape, seed=case["seed"])
     z = dip.random_input(case["input_channels"], *target.shape[1:], seed=case["seed"])
     options = dict(reference=reference, device=case["device"], precision=case["precision"], seed=case["seed"])
+    options["input_noise"] = case.get("input_noise", 1 / 30)
     if case["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tuned(**case.get("tuned", {})):
