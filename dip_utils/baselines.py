@@ -65,6 +65,7 @@ def tune_denoiser(photographs, method, sigma):
     that it is judged on.
     """
     check_choice("method", method, STRENGTHS)
+    photographs = [check_image("photographs", photograph) for photograph in photographs]
     if not photographs:
         raise ValueError("photographs: got none; wants at least one")
     noisy = [add_gaussian_noise(clean, sigma, seed=seed) for seed, clean in enumerate(photographs)]

@@ -14,7 +14,7 @@ step, the mathematics, is `engine/step.py`; the loop that it stands for is
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class Fit:
 
     def save(self, path):
         """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it."""
-        saving.save(vars(self), path)
+        saving.save({entry.name: getattr(self, entry.name) for entry in fields(self)}, path)
 
     def __repr__(self):
         quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
@@ -165,7 +165,8 @@ def fit(
     network : Module
         The generator f_θ, from (1, C, H, W) to (1, C', H', W'): a `SkipNetwork`
         or any other; of signals, from (1, C, T) to (1, C', T'). It is trained in
-        place, and is left on the CPU in float32.
+        place, and is left on the CPU in float32. Meanwhile its layers have faster
+        forms: what `watch` may copy is its ``state_dict()``.
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)
@@ -248,7 +249,7 @@ def fit(
     )  # fmt: skip
     keep_freed_memory()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps

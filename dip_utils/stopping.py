@@ -102,6 +102,8 @@ def choose_step(curve, patience=1000, first=200):
     `curve` has one value per step, NaN where it says nothing; steps before `first`
     do not count. None where no value counts. The patience is that of the paper.
     """
+    if curve is None:
+        raise TypeError("curve: got None; wants one value for each step")
     chosen, least = None, np.inf
     for step, value in enumerate(curve):
         if step >= first and value < least:

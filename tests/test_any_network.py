@@ -310,6 +310,27 @@ def test_network_that_cannot_be_fitted_is_refused(z, photograph, name):
         dip.fit(make(), z, photograph, steps=1, device="cpu", precision="bfloat16")
 
 
+class Coordinates(Plain):
+    """Makes what it needs at its first call: a grid, a buffer, a count."""
+
+    grid, calls = None, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.grid is None:
+            self.grid = torch.linspace(-1, 1, x.shape[3], device=x.device).expand(1, 2, x.shape[2], -1)
+            self.register_buffer("weight", torch.full((1,), 0.5, device=x.device))
+        return super().forward(x + self.weight * self.grid)
+
+
+def test_what_a_network_makes_at_its_first_call(z, photograph):
+    network, ready = weighted(Coordinates()), weighted(Coordinates())
+    ready(z[None])
+    runs = [dip.fit(each, z, photograph, steps=5, device="cpu", precision="float32") for each in (network, ready)]
+    assert np.array_equal(runs[0].loss, runs[1].loss)
+    assert network(z[None]).shape == (1, 3, 32, 48) and network.calls == ready.calls
+
+
 # --- operators
 
 
@@ -351,6 +372,31 @@ def test_fourier_measurements_are_fitted_as_real_numbers(z, photograph):
     assert np.isfinite(run.loss).all()
 
 
+class FourierBlur(nn.Module):
+    """Multiplies the Fourier transform by complex numbers, which it holds as a buffer."""
+
+    def __init__(self, height, width):
+        super().__init__()
+        kernel = torch.zeros(height, width)
+        kernel[:5, :7] = 1 / 35
+        self.transfer = nn.Buffer(torch.fft.fft2(kernel))
+
+    def forward(self, x):
+        return torch.fft.ifft2(torch.fft.fft2(x) * self.transfer).real
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_complex_numbers_of_an_operator_stay_complex(z, photograph, precision):
+    blur = FourierBlur(32, 48)
+    blurred = blur(photograph[None])[0]
+    assert not torch.allclose(blurred, blurred.flip(2), atol=0.01), "the kernel is to one side"
+    run = dip.fit(build(), z, blurred, steps=5, operator=blur, device="cpu", precision=precision)
+    # As on a function, which is taken as it is.
+    plain = dip.fit(build(), z, blurred, steps=5, operator=lambda x: blur(x), device="cpu", precision=precision)
+    assert np.allclose(run.loss, plain.loss, rtol=1e-5)
+    assert run.loss[-1] == pytest.approx(F.mse_loss(blur(run.output[None])[0], blurred).item(), rel=1e-4)
+
+
 # --- losses
 
 
@@ -367,6 +413,18 @@ def test_fourier_measurements_are_fitted_as_real_numbers(z, photograph):
 def test_loss_that_cannot_be_used_is_refused(z, photograph, loss, error, words):
     with pytest.raises(error, match=words):
         dip.fit(build(), z, photograph, steps=1, loss=loss, device="cpu")
+
+
+def test_losses_may_be_negative(z, photograph):
+    """A constant changes no gradient; nor what counts as a divergence, of a dark picture that is learnt slowly."""
+    dark = photograph * 0.02
+    options = dict(steps=200, learning_rate=1e-3, device="cpu", precision="float32")
+    plain, lower = (
+        dip.fit(build(), z, dark, loss=lambda a, b, shift=shift: F.mse_loss(a, b) - shift, **options)
+        for shift in (0, 0.3)
+    )
+    assert not lower.diverged and lower.remarks == plain.remarks
+    assert np.allclose(lower.loss, plain.loss - 0.3, atol=1e-3)
 
 
 def test_loss_may_be_a_module_and_of_double_precision(z, photograph):

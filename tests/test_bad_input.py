@@ -21,6 +21,17 @@ NAN = IMAGE.clone()
 NAN[0, 0, 0] = math.nan
 
 
+class Detached(torch.nn.Module):
+    """A network that a fit cannot train."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+
+    def forward(self, x):
+        return self.inner(x).detach()
+
+
 def fit(network=None, z=Z, target=IMAGE, **options):
     return dip.fit(build() if network is None else network, z, target, **({"steps": 2} | options))
 
@@ -51,6 +62,38 @@ CASES = {
     ),
     "reference of another size": (lambda: fit(reference=IMAGE[:, 1:]), ValueError, ["reference", "(3, 31, 48)"]),
     "NaN reference": (lambda: fit(reference=NAN), ValueError, ["reference", "NaN"]),
+    "operator by a class": (lambda: fit(operator=dip.LanczosDownsampler), TypeError, ["operator", "class Lanczos"]),
+    "loss by a class": (lambda: fit(loss=torch.nn.L1Loss), TypeError, ["loss", "the class L1Loss", "an instance"]),
+    "operator that overwrites": (
+        lambda: fit(operator=lambda x: torch.sigmoid(x).mul_(Z[:1] + 0 * IMAGE)),
+        ValueError,
+        ["operator", "1 × 3 × 32 × 48", "inplace"],
+    ),
+    "network without a gradient": (lambda: fit(network=Detached()), TypeError, ["network", "no gradient"]),
+    "lazy network": (lambda: fit(network=torch.nn.LazyConv2d(3, 1)), ValueError, ["network", "lazy", "called once"]),
+    "complex network": (
+        lambda: fit(network=torch.nn.utils.skip_init(torch.nn.Conv2d, 2, 3, 1, dtype=torch.complex64)),
+        TypeError,
+        ["network", "complex", "real"],
+    ),
+    "picture for pictures": (lambda: dip.show_images(IMAGE), TypeError, ["images", "Tensor", "dict"]),
+    "pictures in a list": (lambda: dip.compare([IMAGE], (0, 0, 1, 1)), TypeError, ["images", "list", "dict"]),
+    "strip of a run": (lambda: dip.film_strip(fit(), [0]), TypeError, ["runs", "Fit", "dict"]),
+    "slider of a list": (lambda: dip.browse([fit()]), TypeError, ["runs", "list", "dict"]),
+    "spectra of a run": (lambda: dip.plot_spectra(fit(), [0]), TypeError, ["runs", "Fit", "dict"]),
+    "curves without a panel": (
+        lambda: dip.plot_curves({"a": fit().loss}, ylabel="loss"),
+        TypeError,
+        ["panels", "ndarray", "dict"],
+    ),
+    "tuning on one picture": (
+        lambda: dip.tune_denoiser(IMAGE, "wavelet", 0.1),
+        ValueError,
+        ["photographs", "(32, 48)", "(channels, height, width)"],
+    ),
+    "steps of no curve": (lambda: dip.steps_to_reach(fit().psnr, 20), TypeError, ["curve", "None", "each step"]),
+    "share of no curve": (lambda: dip.share_explained(IMAGE, None), TypeError, ["loss", "None", "each step"]),
+    "choice of no curve": (lambda: dip.choose_step(fit().held_out), TypeError, ["curve", "None", "each step"]),
     "operator without a call": (lambda: fit(operator=4), TypeError, ["operator", "int", "function"]),
     "operator of another shape": (
         lambda: fit(operator=dip.LanczosDownsampler(4)),

@@ -316,6 +316,27 @@ def test_damaged_and_foreign_files_are_refused(z, photograph, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as on Unix")
+def test_autocast_around_a_fit_changes_nothing(z, photograph):
+    options = dict(steps=3, device="cpu", precision="float32")
+    with tuned(large=0):
+        plain = dip.fit(build(), z, photograph, **options)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = dip.fit(build(), z, photograph, **options)
+    assert np.array_equal(inside.loss, plain.loss)
+
+
+def test_what_a_user_adds_does_not_spoil_a_saved_run(z, photograph, tmp_path):
+    class Photo(torch.Tensor):
+        """As those of other libraries."""
+
+    run = dip.fit(build(), z.as_subclass(Photo), photograph.as_subclass(Photo), steps=2, device="cpu")
+    run.title = "cat"
+    run.save(tmp_path / "run.pt")
+    loaded = dip.load_fit(tmp_path / "run.pt")
+    assert torch.equal(loaded.target, photograph) and type(loaded.target) is torch.Tensor
+    assert np.array_equal(loaded.loss, run.loss) and not hasattr(loaded, "title")
+
+
 def test_failed_save_leaves_the_old_file(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     run = fit(z, photograph)

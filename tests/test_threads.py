@@ -106,3 +106,11 @@ def test_one_fit_at_a_time_changes_the_number(machine):
 
     crew.take(step)
     assert seen == ["taken"] and inside.times == [] and machine.taken[-1] < 4
+
+
+def test_a_fit_inside_a_step_does_not_wait_for_itself(machine):
+    machine.seconds = QUIET
+    inner = threading.Thread(target=lambda: Threads().take(lambda: take(machine, Threads(), 3)), daemon=True)
+    inner.start()
+    inner.join(10)
+    assert not inner.is_alive() and machine.taken == [4, 4, 4]

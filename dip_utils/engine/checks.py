@@ -65,7 +65,8 @@ def check_image(name, image, *, bounded=True, signal=False):
         raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (channels, height, width){or_signal}")
     if image.device.type != "cpu":
         raise ValueError(f"{name}: got a tensor on {image.device}; wants it on the CPU, fit moves it")
-    image = image.detach()
+    # Without history, and of no subclass, which a saved run could not hold.
+    image = image.detach().as_subclass(torch.Tensor)
     least, most = (value.item() for value in image.aminmax())
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")

@@ -23,9 +23,10 @@ class Guard:
         self.copied = self.checked = self.counted_since = step
         # Not from the record: a run may go on with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
-        # The loss of the target's mean colour, or mean value.
+        # The loss of the target's mean colour, or mean value; and that of a perfect copy, since losses may be negative.
         mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
-        self.flat = problem.loss_function(torch.zeros_like(problem.target) + mean, problem.target).item()
+        images = torch.zeros_like(problem.target) + mean, problem.target
+        self.flat, self.perfect = (problem.loss_function(image, problem.target).item() for image in images)
         self.doubtful, self.recoveries = False, 0
 
     def check(self, step):
@@ -48,7 +49,7 @@ class Guard:
 
     def _is_high(self, loss):
         """Whether a loss is far above the usual, and about that of a flat image."""
-        return bool(loss > max(4 * self.usual, self.flat / 2))
+        return bool(loss - self.perfect > max(4 * (self.usual - self.perfect), (self.flat - self.perfect) / 2))
 
     def _recover(self, step, what):
         if step - self.counted_since > FORGIVEN_AFTER:
@@ -96,4 +97,5 @@ class Guard:
         # Quartiles: single outputs of a saturated network may differ.
         low, middle, high = losses.quantile(losses.new_tensor([0.25, 0.5, 0.75]))
         constant = high - low < middle.abs() / 1000
-        return bool(middle > 1.05 * self.flat and (middle > first or constant))
+        worse = middle - self.perfect > 1.05 * (self.flat - self.perfect)
+        return bool(worse and (middle > first or constant))

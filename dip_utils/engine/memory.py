@@ -7,6 +7,7 @@ the libraries set up at the first step. Its numbers were measured on the CPU; on
 a card cuDNN may take more in float32: `benchmarks/README.md`.
 """
 
+import contextlib
 import gc
 import math
 from pathlib import Path
@@ -30,6 +31,19 @@ CONTROL_GROUPS = {
 }
 
 
+@contextlib.contextmanager
+def left_alone(network):
+    """Take back what a first call leaves in a network, a grid or a buffer: here it is of the meta device."""
+    before = [(vars(layer), dict(vars(layer)), layer._buffers, dict(layer._buffers)) for layer in network.modules()]
+    try:
+        yield
+    finally:
+        for attributes, old_attributes, buffers, old_buffers in before:
+            for now, old in ((attributes, old_attributes), (buffers, old_buffers)):
+                now.clear()
+                now.update(old)
+
+
 def dry_pass(network, shape, dtype):
     """The output, of the right shape but not computed, and the bytes that autograd keeps of the forward pass."""
     twins, kept = {}, {}
@@ -41,7 +55,11 @@ def dry_pass(network, shape, dtype):
         # Not returned: the graph would hold an output that holds the graph.
         kept[tensor.untyped_storage()._cdata] = tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing):
+    with (
+        left_alone(network),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
+    ):
         output = functional_call(network, twins, (torch.empty(1, *shape, device="meta", dtype=dtype),))
     for twin in twins.values():
         kept.pop(twin.untyped_storage()._cdata, None)

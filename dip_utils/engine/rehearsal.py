@@ -56,6 +56,10 @@ def rehearse(network, images, settings, start):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("network: got one without trainable parameters; wants at least one that requires a gradient")
+    if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
+        raise ValueError("network: got one with lazy layers, still without weights; wants one that was called once")
+    if any(parameter.is_complex() for parameter in network.parameters()):
+        raise TypeError("network: got one with complex parameters; wants real ones")
     if any(parameter.is_inference() for parameter in network.parameters()):
         raise ValueError(
             "network: got one built in torch.inference_mode, which cannot be trained; wants one built outside"
@@ -81,6 +85,7 @@ def _rehearse_loss(shape, target, settings):
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
         if not made.requires_grad:
             raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
+        _attempt("operator", lambda x: torch.autograd.grad(made.sum(), x, retain_graph=True), output)
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
@@ -90,7 +95,8 @@ def _rehearse_loss(shape, target, settings):
         numbers.append(("regularizer", regularizer, (output,)))
     if settings.stop is not None:
         # Hold-out gives it some pixels in a row.
-        numbers.append(("loss", loss, (made.flatten(2), target.flatten(2))))
+        places = settings.stop.choose(target[0, 0].numel()).to(settings.device)
+        numbers.append(("loss", loss, tuple(image.flatten(2)[..., places] for image in (made, target))))
     for name, function, arguments in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
@@ -98,6 +104,7 @@ def _rehearse_loss(shape, target, settings):
                 f"{name}: got one that returns no number with a gradient; "
                 "wants one that returns a tensor without dimensions"
             )
+        _attempt(name, lambda x, value=value: torch.autograd.grad(value, x, retain_graph=True), output)
 
 
 def _check_start(start, network, images, shape, settings):
@@ -134,6 +141,8 @@ def _rehearse_network(network, z, settings):
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not isinstance(output, torch.Tensor) or output.ndim != z.ndim + 1 or len(output) != 1:
         raise ValueError(f"network: got one that makes {size} of z; wants one image, (1, C, H, W)")
+    if not output.requires_grad:
+        raise TypeError("network: got one whose output has no gradient; wants one that computes with its parameters")
     if kept is None:
         say("How much memory this network needs cannot be foreseen: going on without the check.")
     else:
@@ -142,12 +151,24 @@ def _rehearse_network(network, z, settings):
     return tuple(output.shape[1:])
 
 
+def move(module, device, dtype):
+    """Move a module's tensors to a device and a dtype, complex ones to the complex dtype of no fewer bits."""
+    kinds = {True: torch.promote_types(dtype, torch.complex64), False: dtype}
+
+    def moved(tensor):
+        is_number = tensor.is_floating_point() or tensor.is_complex()
+        return tensor.to(device, kinds[tensor.is_complex()] if is_number else None)
+
+    # `Module.to` would take the real part of complex ones.
+    return module._apply(moved)
+
+
 def placed(name, function, device, dtype):
     """A copy of a module with its tensors where the fit is; a plain function as it is."""
     if not isinstance(function, nn.Module):
         return function
     try:
-        return copy.deepcopy(function).to(device, dtype)
+        return move(copy.deepcopy(function), device, dtype)
     except (RuntimeError, TypeError) as error:
         if is_out_of_memory(error):
             raise

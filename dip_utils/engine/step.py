@@ -18,7 +18,7 @@ from ..stopping import HoldOut
 from .checks import check_integer, check_number
 from .kernels import accelerated, takes_channels_last
 from .machine import seeded
-from .rehearsal import placed
+from .rehearsal import move, placed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 #: Weight of the newest output in the exponential average, as in the authors' code.
@@ -43,6 +43,8 @@ class Settings:
     def __post_init__(self):
         for name in ("operator", "loss", "regularizer"):
             function = getattr(self, name)
+            if isinstance(function, type):
+                raise TypeError(f"{name}: got the class {function.__name__}; wants an instance of it")
             if not callable(function) and (name == "loss" or function is not None):
                 raise TypeError(f"{name}: got {type(function).__name__}; wants a function of tensors (1, C, H, W)")
         check_number("learning_rate", self.learning_rate, above=0)
@@ -77,14 +79,14 @@ def lent(network, settings):
     Yields the parameters that have no effect meanwhile.
     """
     try:
-        network.to(settings.device, settings.exact)
+        move(network, settings.device, settings.exact)
         if takes_channels_last(network):
             network.to(memory_format=torch.channels_last)
         with accelerated(network) as idle:
             yield idle
     finally:
         network.zero_grad()
-        network.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+        move(network, "cpu", torch.float32).to(memory_format=torch.contiguous_format)
 
 
 class HeldOutPixels:
@@ -231,6 +233,10 @@ class Problem:
             return self.loss_function(made, self.target)
         return self.loss_function(self.hold_out.hide(made, self.target), self.target) / self.hold_out.share_seen
 
+    def held_out_loss(self, image):
+        """The loss of an image at the pixels that are left out."""
+        return self.loss_function(*map(self.hold_out.pick, (self.made(image), self.target)))
+
     def record(self, output, loss):
         """Bring average, curves, trace and the choice of the hold-out up to this step."""
         self.output.copy_(output)
@@ -239,7 +245,7 @@ class Problem:
         if self.reference is not None:
             values += [(image - self.reference).square().mean() for image in (self.output, self.average)]
         if self.hold_out is not None:
-            values.append(self.loss_function(*map(self.hold_out.pick, (self.made(self.average), self.target))))
+            values.append(self.held_out_loss(self.average))
             self.hold_out.choose(values[-1], self.average, self.count)
         self.records.index_copy_(1, self.count[None], torch.stack(values).to(self.exact)[:, None])
         if len(self.traced):
@@ -277,6 +283,9 @@ class Problem:
         if run.chosen is not None:
             saved["chosen"] = run.chosen[None]
         self.restore(saved, run.steps)
+        if self.hold_out is not None and self.hold_out.step >= 0:
+            # The run may go on with another loss or operator.
+            self.hold_out.least.copy_(self.held_out_loss(self.hold_out.chosen))
         if saved["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(saved["generator"])
         known = slice(0, run.steps + 1)

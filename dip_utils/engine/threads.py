@@ -21,7 +21,7 @@ FIRST, LONGEST = 4, 256
 #: A number of threads is taken where its steps need less than this share of the time.
 BETTER = 0.9
 #: Another fit of the process leaves the number alone meanwhile.
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 
 
 def use(number):

@@ -107,8 +107,16 @@ def draw_grid(rows, columns, dpi=96):
     return figure, grid
 
 
+def by_name(argument, things):
+    """A dict of things with their names as text, or an error."""
+    if not isinstance(things, dict):
+        raise TypeError(f"{argument}: got {type(things).__name__}; wants a dict, each under its name")
+    return {str(name): thing for name, thing in things.items()}
+
+
 def in_rows(images, columns, signal):
     """Rows of captions and images, or an error that names the image that is none."""
+    images = by_name("images", images)
     if not images:
         raise ValueError("images: got none; wants at least one, by its caption")
     pairs = [(name, check_image(name, image, bounded=False, signal=signal)) for name, image in images.items()]
@@ -117,7 +125,7 @@ def in_rows(images, columns, signal):
 
 def draw_images(images, columns=None, dpi=96):
     """A figure of images side by side, each under its name."""
-    columns = columns or len(images)
+    columns = columns or len(by_name("images", images))
     return draw_grid(in_rows(images, columns, signal=True), columns, dpi)[0]
 
 
@@ -128,7 +136,7 @@ def show_images(images, *, columns=None):
     any other number is shown as its mean in grey. Of a signal (C, T) each channel
     is a curve.
     """
-    show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(images))
+    show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(map(str, images)))
 
 
 def check_kept(runs, steps):
@@ -147,6 +155,7 @@ def check_beside(name, value, runs):
 
 def film_strip(runs, steps, *, last="target"):
     """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
+    runs = by_name("runs", runs)
     check_beside("last", last, runs)
     check_kept(runs, steps)
     rows, above = [], [None] * (len(steps) + 1)
@@ -175,6 +184,7 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     levels : dict of str to float, optional
         Horizontal lines: their names and heights.
     """
+    panels = {title: by_name("panels", curves) for title, curves in by_name("panels", panels).items()}
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     names = dict.fromkeys(name for curves in panels.values() for name in curves)
@@ -199,6 +209,7 @@ def plot_spectra(runs, steps):
 
     A panel for each run in a dict.
     """
+    runs = by_name("runs", runs)
     check_kept(runs, steps)
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
@@ -265,7 +276,8 @@ def compare(images, zoom):
         Top, left, height and width of that part, as shares of the image's height
         and width.
     """
-    (whole,) = in_rows(images, len(images), signal=False)
+    images = by_name("images", images)
+    (whole,) = in_rows(images, max(1, len(images)), signal=False)
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")

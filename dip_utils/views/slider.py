@@ -9,9 +9,10 @@ from IPython.display import display
 from PIL import Image
 
 from ..engine.checks import check_image
+from ..fitting import Fit
 from ..images import crop, to_uint8
 from ..metrics import psnr
-from .figures import check_beside
+from .figures import by_name, check_beside
 from .page import in_notebook, write
 
 #: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
@@ -94,7 +95,7 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
     centre : tuple of float
         The middle of that part, as shares of height and width.
     """
-    runs = runs if isinstance(runs, dict) else {"output": runs}
+    runs = {"output": runs} if isinstance(runs, Fit) else by_name("runs", runs)
     if not 1 <= len(runs) <= 4:
         raise ValueError(f"runs: got {len(runs)}; wants one to four")
     check_beside("beside", beside, runs)
