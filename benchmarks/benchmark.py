@@ -100,7 +100,7 @@ def time_to_quality(steps):
     """
     clean = square("astronaut", 256)
     noisy = dip.add_gaussian_noise(clean, SIGMA, seed=0)
-    loops = {"textbook": {}, "textbook as in 2018": {"as in 2018": True}, "no noise on z": {"input_noise": 0}}
+    loops = {"textbook": {}, "textbook as in 2018": {"as in 2018": True}, "textbook, no noise on z": {"input_noise": 0}}
     plain, rows, ends = {}, [], {}
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("clean.npy", "noisy.npy")]
