@@ -331,6 +331,14 @@ def test_what_a_network_makes_at_its_first_call(z, photograph):
     assert network(z[None]).shape == (1, 3, 32, 48) and network.calls == ready.calls
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network(z, photograph):
+    plain = weighted(Plain())
+    traced = torch.jit.trace(weighted(Plain()), z[None])
+    runs = [dip.fit(each, z, photograph, steps=5, device="cpu", precision="float32") for each in (plain, traced)]
+    assert np.allclose(runs[1].loss, runs[0].loss, rtol=1e-4)
+
+
 # --- operators
 
 

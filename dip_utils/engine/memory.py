@@ -34,7 +34,9 @@ CONTROL_GROUPS = {
 @contextlib.contextmanager
 def left_alone(network):
     """Take back what a first call leaves in a network, a grid or a buffer: here it is of the meta device."""
-    before = [(vars(layer), dict(vars(layer)), layer._buffers, dict(layer._buffers)) for layer in network.modules()]
+    # A compiled module can gain nothing.
+    layers = [layer for layer in network.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+    before = [(vars(layer), dict(vars(layer)), layer._buffers, dict(layer._buffers)) for layer in layers]
     try:
         yield
     finally:
