@@ -70,6 +70,13 @@ class Tied(Plain):
         return torch.sigmoid(self.second(y))
 
 
+def repeated():
+    """One layer in two places."""
+    again = skipping(nn.Conv2d, 6, 6, 3, padding=1)
+    first, last = skipping(nn.Conv2d, 2, 6, 1), skipping(nn.Conv2d, 6, 3, 1)
+    return nn.Sequential(first, again, nn.ReLU(), again, last, nn.Sigmoid())
+
+
 class Unused(Plain):
     """A layer that nothing is made of, and a frozen one."""
 
@@ -121,6 +128,7 @@ NETWORKS = {
     "a student's": Plain,
     "branches": Branches,
     "tied weights": Tied,
+    "a layer in two places": repeated,
     "unused and frozen weights": Unused,
     "a tensor of its own": Coordinates,
     "a decision": Deciding,
@@ -310,7 +318,7 @@ def test_network_that_cannot_be_fitted_is_refused(z, photograph, name):
         dip.fit(make(), z, photograph, steps=1, device="cpu", precision="bfloat16")
 
 
-class Coordinates(Plain):
+class Lazy(Plain):
     """Makes what it needs at its first call: a grid, a buffer, a count."""
 
     grid, calls = None, 0
@@ -324,7 +332,7 @@ class Coordinates(Plain):
 
 
 def test_what_a_network_makes_at_its_first_call(z, photograph):
-    network, ready = weighted(Coordinates()), weighted(Coordinates())
+    network, ready = weighted(Lazy()), weighted(Lazy())
     ready(z[None])
     runs = [dip.fit(each, z, photograph, steps=5, device="cpu", precision="float32") for each in (network, ready)]
     assert np.array_equal(runs[0].loss, runs[1].loss)

@@ -31,6 +31,20 @@ CONTROL_GROUPS = {
 }
 
 
+def tensors_in_place(network):
+    """Parameters and buffers, by the places where `functional_call` is to put others instead: a dict.
+
+    A tensor that two layers share has two; a layer that stands in two places counts
+    once, since `functional_call`, told of both, would leave the other tensor in it.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for prefix, layer in network.named_modules()
+        for own in (layer.named_parameters, layer.named_buffers)
+        for name, tensor in own(recurse=False, remove_duplicate=False)
+    }
+
+
 @contextlib.contextmanager
 def left_alone(network):
     """Take back what a first call leaves in a network, a grid or a buffer: here it is of the meta device."""
@@ -49,7 +63,7 @@ def left_alone(network):
 def dry_pass(network, shape, dtype):
     """The output, of the right shape but not computed, and the bytes that autograd keeps of the forward pass."""
     twins, kept = {}, {}
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    for name, tensor in tensors_in_place(network).items():
         own = dtype if tensor.is_floating_point() else tensor.dtype
         twins[name] = torch.empty_like(tensor, device="meta", dtype=own, requires_grad=tensor.requires_grad)
 
@@ -62,7 +76,8 @@ def dry_pass(network, shape, dtype):
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda nothing: nothing),
     ):
-        output = functional_call(network, twins, (torch.empty(1, *shape, device="meta", dtype=dtype),))
+        z = torch.empty(1, *shape, device="meta", dtype=dtype)
+        output = functional_call(network, twins, (z,), tie_weights=False)
     for twin in twins.values():
         kept.pop(twin.untyped_storage()._cdata, None)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -18,6 +18,7 @@ from ..stopping import HoldOut
 from .checks import check_integer, check_number
 from .kernels import accelerated, takes_channels_last
 from .machine import seeded
+from .memory import tensors_in_place
 from .rehearsal import move, placed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -181,8 +182,8 @@ class Problem:
         as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
         self.rounded = {
             name: weight
-            for name, weight in self.network.named_parameters()
-            if precision != self.exact and weight not in as_they_are
+            for name, weight in tensors_in_place(self.network).items()
+            if isinstance(weight, nn.Parameter) and precision != self.exact and weight not in as_they_are
         }
 
     # --- the mathematics
@@ -218,7 +219,7 @@ class Problem:
         """The output for an input, f_θ(x)."""
         # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
         rounded = {name: weight.to(self.precision) for name, weight in self.rounded.items()}
-        output = functional_call(self.network, rounded, (x,)) if rounded else self.network(x)
+        output = functional_call(self.network, rounded, (x,), tie_weights=False) if rounded else self.network(x)
         # As the user's operators and losses expect it, with or without channels-last.
         return output.to(self.exact, memory_format=torch.contiguous_format)
 
