@@ -6,7 +6,7 @@ import numpy as np
 import skimage  # loads its parts when they are first used
 import torch
 
-from .engine.checks import check_image, check_integer, check_number, check_same_shape
+from .engine.checks import check_curve, check_image, check_integer, check_number, check_same_shape
 
 
 def _pair(reference, image, *, signal=True):
@@ -69,13 +69,6 @@ def luma(image):
     return torch.from_numpy(skimage.color.rgb2ycbcr(image.double().numpy(), channel_axis=0)[:1] / 255).float()
 
 
-def _numbers(name, values):
-    """An array of what may be a tensor with gradients."""
-    if values is None:
-        raise TypeError(f"{name}: got None; wants numbers, one for each step")
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
-
-
 def share_explained(target, loss):
     """The share of the target's variance that an output with this loss explains: 1 - loss / Var(target).
 
@@ -97,13 +90,13 @@ def share_explained(target, loss):
     variance = target.double().flatten(1).var(dim=1, correction=0).mean().item()
     if variance == 0:
         raise ValueError("target: got an image of one colour; wants one whose variance is not 0")
-    return 1 - _numbers("loss", loss) / variance
+    return 1 - check_curve("loss", loss) / variance
 
 
 def steps_to_reach(curve, level):
     """The first step at which a curve of one value per step is at a level or above it; None where it never is."""
     check_number("level", level)
-    reached = np.flatnonzero(_numbers("curve", curve) >= level)
+    reached = np.flatnonzero(check_curve("curve", curve) >= level)
     return int(reached[0]) if len(reached) else None
 
 

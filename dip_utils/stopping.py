@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .engine.checks import check_integer, check_number
+from .engine.checks import check_curve, check_integer, check_number
 from .engine.machine import seeded
 
 
@@ -102,10 +102,8 @@ def choose_step(curve, patience=1000, first=200):
     `curve` has one value per step, NaN where it says nothing; steps before `first`
     do not count. None where no value counts. The patience is that of the paper.
     """
-    if curve is None:
-        raise TypeError("curve: got None; wants one value for each step")
     chosen, least = None, np.inf
-    for step, value in enumerate(curve):
+    for step, value in enumerate(check_curve("curve", curve)):
         if step >= first and value < least:
             chosen, least = step, value
         if chosen is not None and step - chosen >= patience:

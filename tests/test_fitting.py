@@ -315,7 +315,6 @@ def test_damaged_and_foreign_files_are_refused(z, photograph, tmp_path):
             dip.load_fit(path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as on Unix")
 def test_autocast_around_a_fit_changes_nothing(z, photograph):
     options = dict(steps=3, device="cpu", precision="float32")
     with tuned(large=0):
@@ -337,6 +336,7 @@ def test_what_a_user_adds_does_not_spoil_a_saved_run(z, photograph, tmp_path):
     assert np.array_equal(loaded.loss, run.loss) and not hasattr(loaded, "title")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as on Unix")
 def test_failed_save_leaves_the_old_file(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     run = fit(z, photograph)

@@ -3,6 +3,7 @@
 import math
 import numbers
 
+import numpy as np
 import torch
 
 #: How far rounding may carry a value of an image beyond 0 or 1.
@@ -81,6 +82,13 @@ def check_same_shape(name, image, other_name, other):
         raise ValueError(
             f"{name}: got shape {tuple(image.shape)}; wants {tuple(other.shape)}, the shape of {other_name}"
         )
+
+
+def check_curve(name, values):
+    """Return an array of numbers, of what may be a tensor with gradients, or raise where there are none."""
+    if values is None:
+        raise TypeError(f"{name}: got None; wants numbers, one for each step")
+    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
 
 
 def check_floating(name, image):

@@ -50,14 +50,13 @@ def left_alone(network):
     """Take back what a first call leaves in a network, a grid or a buffer: here it is of the meta device."""
     # A compiled module can gain nothing.
     layers = [layer for layer in network.modules() if not isinstance(layer, torch.jit.ScriptModule)]
-    before = [(vars(layer), dict(vars(layer)), layer._buffers, dict(layer._buffers)) for layer in layers]
+    before = [(now, dict(now)) for layer in layers for now in (vars(layer), layer._buffers)]
     try:
         yield
     finally:
-        for attributes, old_attributes, buffers, old_buffers in before:
-            for now, old in ((attributes, old_attributes), (buffers, old_buffers)):
-                now.clear()
-                now.update(old)
+        for now, old in before:
+            now.clear()
+            now.update(old)
 
 
 def dry_pass(network, shape, dtype):

@@ -78,6 +78,10 @@ def _rehearse_loss(shape, target, settings):
     operator, loss, regularizer = settings.placed()
     output = torch.zeros(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
+
+    def differentiate(name, value):
+        _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, retain_graph=True), output)
+
     if operator is not None:
         made = _attempt("operator", operator, output)
         if not isinstance(made, torch.Tensor) or made.is_complex():
@@ -85,7 +89,7 @@ def _rehearse_loss(shape, target, settings):
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
         if not made.requires_grad:
             raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
-        _attempt("operator", lambda x: torch.autograd.grad(made.sum(), x, retain_graph=True), output)
+        differentiate("operator", made)
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
@@ -104,7 +108,7 @@ def _rehearse_loss(shape, target, settings):
                 f"{name}: got one that returns no number with a gradient; "
                 "wants one that returns a tensor without dimensions"
             )
-        _attempt(name, lambda x, value=value: torch.autograd.grad(value, x, retain_graph=True), output)
+        differentiate(name, value)
 
 
 def _check_start(start, network, images, shape, settings):
@@ -153,11 +157,11 @@ def _rehearse_network(network, z, settings):
 
 def move(module, device, dtype):
     """Move a module's tensors to a device and a dtype, complex ones to the complex dtype of no fewer bits."""
-    kinds = {True: torch.promote_types(dtype, torch.complex64), False: dtype}
 
     def moved(tensor):
-        is_number = tensor.is_floating_point() or tensor.is_complex()
-        return tensor.to(device, kinds[tensor.is_complex()] if is_number else None)
+        if tensor.is_complex():
+            return tensor.to(device, torch.promote_types(dtype, torch.complex64))
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     # `Module.to` would take the real part of complex ones.
     return module._apply(moved)

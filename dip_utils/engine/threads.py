@@ -20,7 +20,7 @@ TRIAL = 3
 FIRST, LONGEST = 4, 256
 #: A number of threads is taken where its steps need less than this share of the time.
 BETTER = 0.9
-#: Another fit of the process leaves the number alone meanwhile.
+#: Another fit of the process leaves the number alone meanwhile; one inside a step may have it.
 _LOCK = threading.RLock()
 
 

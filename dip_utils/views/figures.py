@@ -116,7 +116,6 @@ def by_name(argument, things):
 
 def in_rows(images, columns, signal):
     """Rows of captions and images, or an error that names the image that is none."""
-    images = by_name("images", images)
     if not images:
         raise ValueError("images: got none; wants at least one, by its caption")
     pairs = [(name, check_image(name, image, bounded=False, signal=signal)) for name, image in images.items()]
@@ -125,7 +124,8 @@ def in_rows(images, columns, signal):
 
 def draw_images(images, columns=None, dpi=96):
     """A figure of images side by side, each under its name."""
-    columns = columns or len(by_name("images", images))
+    images = by_name("images", images)
+    columns = columns or len(images)
     return draw_grid(in_rows(images, columns, signal=True), columns, dpi)[0]
 
 
@@ -191,9 +191,9 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
-        for level in (levels or {}).values():
-            axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
     for name, level in (levels or {}).items():
+        for axes in grid:
+            axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         # Behind the last panel, where no curve can be.
         grid[-1].annotate(name, (1, level), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                           va="center", fontsize=8, color=GREY)  # fmt: skip
@@ -277,7 +277,7 @@ def compare(images, zoom):
         and width.
     """
     images = by_name("images", images)
-    (whole,) = in_rows(images, max(1, len(images)), signal=False)
+    (whole,) = in_rows(images, len(images), signal=False)
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
