@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from ..engine.checks import check_image
 from ..engine.machine import Pace, say
 from ..images import load_image, save_image
-from .figures import draw_images
+from .figures import GREY, draw_images
 from .live import DRAWING_SHARE
 from .page import bundle, in_notebook, png, show
 
@@ -103,10 +103,15 @@ class OwnImagePanel:
         self.save.on_click(self._save)
         rows = [self.upload, self.path], [self.longest, self.steps], [self.start, self.stop, self.save]
         self.box = ipywidgets.VBox([*map(ipywidgets.HBox, rows), self.message, self.picture])
-        # As large as it is beside the result.
+        show_panel(self.box, self._show_image(), "your own image")
+
+    def _show_image(self):
+        """The image, as large as it will be beside the result; return the figure."""
         figure = draw_images({"your image": self.image}, columns=2)
+        words = "press start (with a live kernel),\nand the result appears here"
+        figure.text(0.75, 0.5, words, ha="center", color=GREY)
         self.picture.value = png(figure)
-        show_panel(self.box, figure, "your own image")
+        return figure
 
     def _choose(self, change):
         """Load what was uploaded or named last."""
@@ -129,7 +134,7 @@ class OwnImagePanel:
             self.message.value = bold(error)
             return
         self.message.value = f"{self.image.shape[1]} × {self.image.shape[2]} pixels"
-        self.picture.value = png(draw_images({"your image": self.image}, columns=2))
+        self._show_image()
 
     def _start(self, _):
         """Fit in a thread of its own, so that the stop button is heard."""

@@ -110,7 +110,8 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
 
     def caption(run, step):
         if step is None:
-            return f"{beside}, a part of it" if max(getattr(run, beside).shape[1:]) > largest else beside
+            part = "a part of it" if max(getattr(run, beside).shape[1:]) > largest else "all of it"
+            return part if len(runs) == 1 else f"{beside}, {part}"
         quality = "" if run.reference is None else f" · {psnr(run.reference, run.kept[step]):.2f} dB"
         return f"step {step} · loss {run.loss[step]:.4f}{quality}"
 
