@@ -33,7 +33,7 @@ def pictures(folder=None, longest=None):
         return {name: square(name, SIDE) for name in PHOTOGRAPHS}
     readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in readable)
-    images = {path.name: dip.load_image(path, longest=longest, multiple=1) for path in files}
+    images = {path.name: dip.load_image(path, longest=longest) for path in files}
     # Smaller ones the network refuses.
     least = 2 ** len(dip.RESTORATION["channels"]) + 1
     small = [name for name, image in images.items() if min(image.shape[1:]) < least]

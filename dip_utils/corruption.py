@@ -71,9 +71,10 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
+    order = [int(channel) for channel in order]
     if sorted(order) != list(range(len(image))):
-        raise ValueError(f"order: got {tuple(order)}; wants a permutation of the {len(image)} channels")
-    return image[list(order)]
+        raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")
+    return image[order]
 
 
 def compress_jpeg(image, quality):

@@ -5,35 +5,30 @@ channels are red, green and blue; any other number of them is shown and saved as
 their mean, in grey.
 """
 
-import os
-from pathlib import Path
-
 import numpy as np
+import skimage  # loads its parts when they are first used
 import torch
 from PIL import Image
 
-from .engine.checks import check_choice, check_image, check_integer, check_number
+from .engine.checks import check_choice, check_image, check_integer, check_number, check_path
 from .engine.decoding import decode
 from .engine.machine import say
 from .resampling import resize
 
-#: In the repository, and where an installed package has them.
-FOLDERS = (Path(__file__).resolve().parent.parent / "images", Path(__file__).resolve().parent / "photographs")
-SAMPLES = {"astronaut": "astronaut.png", "chelsea": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
+SAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
+#: How files are written: without loss, or nearly.
+FINE = {"quality": 95, "subsampling": 0}
+ENDINGS = {".png": {}, ".jpg": FINE, ".jpeg": FINE, ".webp": {"lossless": True}, ".tif": {}, ".tiff": {}, ".bmp": {}}
 
 
 def sample(name):
-    """One of the bundled photographs, (3, H, W): "astronaut", "chelsea", "coffee" or "rocket".
-
-    Whole, and as scikit-image has it: without rocket's colour profile.
-    """
+    """A photograph of scikit-image, (3, H, W): "astronaut", "chelsea", "coffee" or "rocket"."""
     check_choice("name", name, SAMPLES)
-    folder = FOLDERS[0] if (FOLDERS[0] / SAMPLES[name]).exists() else FOLDERS[1]
-    with Image.open(folder / SAMPLES[name]) as file:
-        return torch.from_numpy(np.asarray(file, dtype=np.float32) / 255).movedim(2, 0).contiguous()
+    pixels = getattr(skimage.data, name)() / np.float32(255)
+    return torch.from_numpy(pixels).movedim(2, 0).contiguous()
 
 
-def load_image(path, *, longest=None, multiple=32, white=None):
+def load_image(path, *, longest=None, white=None):
     """Read an image file and say in one line what was done to it.
 
     Greyscale files without transparency give one channel, all others three.
@@ -46,11 +41,7 @@ def load_image(path, *, longest=None, multiple=32, white=None):
     path : str or Path
         Any format that Pillow reads; HEIC where pillow-heif is installed.
     longest : int, optional
-        Shrink so that the longer side has at most this many pixels, but the
-        shorter one no fewer than twice `multiple`.
-    multiple : int
-        Crop, centred, so that both sides are multiples of this; 32 = 2⁵ lets
-        the five scales of the published networks halve them exactly.
+        Shrink so that the longer side has at most this many pixels.
     white : float, optional
         The stored value that becomes 1: 4095 for the picture of a 12-bit camera
         in a 16-bit file. Where not given, the most that the file's type holds,
@@ -67,36 +58,20 @@ def load_image(path, *, longest=None, multiple=32, white=None):
         If there is no file at `path`.
     ValueError
         If the file cannot be read, is larger than Pillow's limit for
-        decompression (a JPEG: after it was shrunk), has values below 0 or above
-        white, or a side of less than twice `multiple`.
+        decompression (a JPEG: after it was shrunk), or has values below 0 or above
+        white.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path: got {type(path).__name__}; wants the path of an image file")
+    path = check_path(path)
     if longest is not None:
         check_integer("longest", longest, 1)
-    check_integer("multiple", multiple, 1)
     if white is not None:
         check_number("white", white, above=0)
-    path = Path(path).expanduser()
-    # A network that halves an image to one pixel in some side has nothing to reflect there.
-    least = 2 * multiple if multiple > 1 else 1
-    longest = longest and max(longest, least)
     image, done = decode(path, longest, white)
     height, width = image.shape[1:]
-    scale = max(longest / max(height, width), least / min(height, width)) if longest else 1
-    if scale < 1:
-        image = resize(image, round(height * scale), round(width * scale))
-        done.append(f"shrunk from {height} x {width} to {image.shape[1]} x {image.shape[2]}")
-        height, width = image.shape[1:]
-    cropped = height // multiple * multiple, width // multiple * multiple
-    if min(cropped) < least:
-        raise ValueError(
-            f"path: got {str(path)!r} of {height} × {width} pixels (height × width); "
-            f"wants at least {least} on each side"
-        )
-    if cropped != (height, width):
-        image = crop(image, *cropped)
-        done.append(f"cropped from {height} x {width} to {cropped[0]} x {cropped[1]}, multiples of {multiple}")
+    if longest and longest < max(height, width):
+        smaller = [max(1, round(side * longest / max(height, width))) for side in (height, width)]
+        image = resize(image, *smaller)
+        done.append(f"shrunk from {height} x {width} to {smaller[0]} x {smaller[1]}")
     if done:
         say(f"{path.name}: {'; '.join(done)}")
     return image
@@ -130,11 +105,12 @@ def to_uint8(image):
 def save_image(image, path):
     """Write an image (C, H, W) in [0, 1] as an 8-bit file; the ending of `path` names the format.
 
-    Of other than one or three channels the mean is saved, and a line says so.
+    All formats but JPEG keep every pixel, and that nearly. Of other than one or three
+    channels the mean is saved, and a line says so.
     """
-    image, path = check_image("image", image), Path(path).expanduser()
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .png, .jpg or the like")
-    Image.fromarray(to_uint8(image)).save(path)
+    image, path = check_image("image", image), check_path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with {', '.join(ENDINGS)}")
+    Image.fromarray(to_uint8(image)).save(path, **ENDINGS[path.suffix.lower()])
     if len(image) not in (1, 3):
         say(f"{path.name}: the mean of {len(image)} channels, in grey")

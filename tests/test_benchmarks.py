@@ -57,7 +57,7 @@ def test_denoising_of_a_folder(pictures, tmp_path, monkeypatch, capsys):
     rows = json.loads(path.read_text("utf-8"))["rows"]
     assert len(rows) == 2 * (1 + 3)
     for name in ("cat.png", "grey.PNG"):
-        clean = dip.load_image(pictures / name, multiple=1)
+        clean = dip.load_image(pictures / name)
         noisy = dip.add_gaussian_noise(clean, 25 / 255, seed=0)
         (classical,) = (row for row in rows if row["picture"] == name and "seed" not in row)
         assert classical["noisy"] == pytest.approx(psnr(clean, noisy), abs=1e-4)

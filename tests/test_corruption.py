@@ -119,7 +119,7 @@ def test_jpeg_is_what_pillow_writes_and_reads(photograph, tmp_path):
     dip.save_image(photograph, tmp_path / "whole.png")
     with Image.open(tmp_path / "whole.png") as file:
         file.save(tmp_path / "small.jpg", quality=10)
-    assert torch.equal(dip.compress_jpeg(photograph, 10), dip.load_image(tmp_path / "small.jpg", multiple=1))
+    assert torch.equal(dip.compress_jpeg(photograph, 10), dip.load_image(tmp_path / "small.jpg"))
 
 
 def test_jpeg_of_lower_quality_is_farther_from_the_image(photograph):

@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,10 +39,19 @@ def check_number(name, value, *, above=-math.inf, least=-math.inf, below=math.in
 
 
 def check_size(channels, size):
-    """Raise unless the channels and all sides of an image or a signal are at least 1."""
+    """Raise unless the channels and all sides of an image or a signal, one or more, are at least 1."""
     check_integer("channels", channels, 1)
+    if not size:
+        raise TypeError("size: got none; wants height and width of an image, or the length of a signal")
     for side in size:
         check_integer("size", side, 1)
+
+
+def check_path(path):
+    """Return the path of a file, with the home folder in place of ~, or raise."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: got {type(path).__name__}; wants the path of a file")
+    return Path(path).expanduser()
 
 
 def check_choice(name, value, choices):
@@ -85,10 +96,14 @@ def check_same_shape(name, image, other_name, other):
 
 
 def check_curve(name, values):
-    """Return an array of numbers, of what may be a tensor with gradients, or raise where there are none."""
+    """Return one number, or one for each step, as an array, of what may be a tensor with gradients, or raise."""
+    wants = "wants numbers, one for each step"
     if values is None:
-        raise TypeError(f"{name}: got None; wants numbers, one for each step")
-    return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+        raise TypeError(f"{name}: got None; {wants}")
+    values = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+    if values.ndim > 1:
+        raise ValueError(f"{name}: got shape {values.shape}; {wants}")
+    return values
 
 
 def check_floating(name, image):

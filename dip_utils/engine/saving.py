@@ -1,19 +1,22 @@
 """A run as a file: written whole or not at all, read without running code."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
+
+from .checks import check_path
 
 FILE_FORMAT = "dip_utils.Fit 5"
 
 
 def save(fields, path):
     """Write a dict of tensors, arrays and plain values; it appears under its name only when complete."""
-    path = Path(path).expanduser()
+    path = check_path(path)
     if path.suffix != ".pt":
         raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .pt")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: got {str(path)!r}; wants a folder that is there")
     content = {"format": FILE_FORMAT}
     for name, value in fields.items():
         value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -32,7 +35,7 @@ def save(fields, path):
 
 def load(path):
     """Read what `save` wrote."""
-    path = Path(path).expanduser()
+    path = check_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: got {str(path)!r}, where there is no file; wants a saved run")
     try:

@@ -129,7 +129,7 @@ class OwnImagePanel:
                     file.write_bytes(bytes(uploads[-1]["content"]))
                 else:
                     return
-                self.image = load_image(file, longest=self.longest.value, multiple=1)
+                self.image = load_image(file, longest=self.longest.value)
         except (OSError, ValueError) as error:
             self.message.value = bold(error)
             return
