@@ -30,12 +30,12 @@ import torch
 
 import dip_utils as dip
 from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, markdown, show, write_json
-from dip_utils.engine.machine import Tuning
+from dip_utils.engine.machine import TUNING
 
 FOLDER = RESULTS / "cuda"
 #: Network, height, width, and the ratio over the textbook loop that is aimed at.
 CASES = [("net 1", 384, 544, 5), ("net 2", 256, 256, None), ("net 2", 512, 512, 3)]
-#: How a step uses the card, beside the default: `dip_utils.engine.machine.Tuning`.
+#: How a step uses the card, beside the default: `dip_utils.engine.machine.TUNING`.
 DEFAULT = "as fit does it"
 FORMS = {
     DEFAULT: {},
@@ -151,7 +151,7 @@ def compare_steps(report, name, size, aim, options, others):
     plain = next(iter(found_rows(lines)), None)
     forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others]
     forms += [("float32", "NCHW")] * ("float32" in others)
-    other = "no cudnn.benchmark" if math.prod(size) >= Tuning().search else "cudnn.benchmark"
+    other = "no cudnn.benchmark" if math.prod(size) >= TUNING["search"] else "cudnn.benchmark"
     for waiting in (forms, [("auto", other)]):
         last = None
         while waiting:

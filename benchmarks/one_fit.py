@@ -37,7 +37,6 @@ def measure(case):
         run = dip.fit(network, z, target, steps=case["warm"] + case["steps"], **options)
     if run.steps < run.planned:
         sys.exit(f"The fit ended at step {run.steps} of {run.planned}.")
-    reached = [np.flatnonzero(run.average_psnr >= level) for level in case.get("levels", ())]
     return {
         # The first fit of a process, over the second's; CUDA's capture is in both.
         "set-up": warm[0] - warm[-1] if warm else None,
@@ -46,7 +45,7 @@ def measure(case):
         "psnr": float(run.psnr[-1]),
         "average_psnr": float(run.average_psnr[-1]),
         "precision": run.precision,
-        "steps_to_levels": [int(steps[0]) if len(steps) else None for steps in reached],
+        "steps_to_levels": [dip.steps_to_reach(run.average_psnr, level) for level in case.get("levels", ())],
         "remarks": run.remarks,
     }
 

@@ -65,21 +65,24 @@ class Fit:
         Time spent in the loop.
     device, precision : str
         Where it ran, and the dtype of the activations at the end.
-    running, interrupted, stopped, diverged : bool
-        Whether it is under way; was stopped by hand; was ended by the hold-out
-        before the planned steps; or gave up.
+    running, interrupted, diverged : bool
+        Whether it is under way; was stopped by hand; or gave up. Neither is so
+        where hold-out ended it before the planned steps.
     remarks : list of str
         What happened on the way, one sentence each.
-    settings, state : dict
+    rates, state : dict
         What `fit(..., start=run)` compares and needs to go on.
     """
+
+    #: While it is under way: makes what is known of it at its end only, a dict.
+    complete = None
 
     z: torch.Tensor
     target: torch.Tensor
     reference: torch.Tensor | None
     planned: int
     device: str
-    settings: dict
+    rates: dict
     precision: str = ""
     loss: np.ndarray = None
     psnr: np.ndarray = None
@@ -94,7 +97,6 @@ class Fit:
     seconds: float = 0.0
     running: bool = True
     interrupted: bool = False
-    stopped: bool = False
     diverged: bool = False
     remarks: list = field(default_factory=list)
     state: dict = field(default_factory=dict)
@@ -115,8 +117,14 @@ class Fit:
         say(sentence)
 
     def save(self, path):
-        """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it."""
-        saving.save({entry.name: getattr(self, entry.name) for entry in fields(self)}, path)
+        """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it.
+
+        Of a run under way, as `watch` sees it, comes back one that was stopped there.
+        """
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        if self.running:
+            content |= self.complete() | {"running": False, "interrupted": True}
+        saving.save(content, path)
 
     def __repr__(self):
         quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
@@ -209,8 +217,9 @@ def fit(
         pixels out. Operator, loss, learning rate and noise may be others.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
-        of the time, and once at the end. It may raise KeyboardInterrupt to stop
-        the fit, as ■ does.
+        of the time, and once at the end. It may save the run, to go on from there
+        where the machine is lost, or raise KeyboardInterrupt to stop the fit, as ■
+        does.
     device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
         CUDA where there is one, else the CPU. On CUDA a step is captured as a
         graph: Python code of network and operator runs a few times only.
@@ -253,7 +262,7 @@ def fit(
             images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps
-            run = Fit(*images, before + int(steps), str(device), settings.summary())
+            run = Fit(*images, before + int(steps), str(device), settings.rates())
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
@@ -282,16 +291,17 @@ def _descend(problem, run, start, keep, watcher, presses):
     else:
         problem.resume(start)
         step = start.steps
-    advance = Stepper(problem, run.say)
+    advance, stopped = Stepper(problem, run.say), False
     guard = Guard(problem, run, step, advance)
+    run.complete = lambda: _completed(problem, step)
     try:
-        while step < run.planned and not (presses or run.diverged or run.stopped):
+        while step < run.planned and not (presses or run.diverged or stopped):
             if step in keep:
                 run.kept[step] = _on_cpu(problem.output)
             advance()
-            step, looked = guard.check(step + 1)
+            step = guard.check(step + 1)
             # Only where the guard has waited for the device anyway.
-            run.stopped = looked and step < run.planned and hold_out is not None and hold_out.has_lost_patience(step)
+            stopped = step == guard.checked and hold_out is not None and hold_out.has_lost_patience(step)
             if watcher.is_due():
                 _report(run, problem, step, begun)
                 # Otherwise the guard mends it at its next look.
@@ -310,13 +320,19 @@ def _descend(problem, run, start, keep, watcher, presses):
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
     _report(run, problem, step, begun)
-    run.state, run.running = problem.saved_state(step), False
-    if problem.trace.shape[1]:
-        run.trace = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
-    if hold_out is not None and hold_out.step >= 0:
-        run.chosen_step, run.chosen = int(hold_out.step), _on_cpu(hold_out.chosen)
+    vars(run).update(run.complete(), running=False, complete=None)
     watcher.show(run)
     return run
+
+
+def _completed(problem, step):
+    """What is not reported on the way, by the names of a run's attributes."""
+    found, hold_out = {"state": problem.saved_state(step)}, problem.hold_out
+    if problem.trace.shape[1]:
+        found["trace"] = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
+    if hold_out is not None and hold_out.step >= 0:
+        found |= {"chosen_step": int(hold_out.step), "chosen": _on_cpu(hold_out.chosen)}
+    return found
 
 
 def _on_cpu(images):

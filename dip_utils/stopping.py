@@ -14,10 +14,13 @@ import torch
 from .engine.checks import check_curve, check_integer, check_number
 from .engine.machine import seeded
 
+#: How many pixels are held out of a large target. How precise their error is depends on their number, not their share.
+PIXELS = 5000
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class HoldOut:
-    """Leave some pixels of the target out of the loss, and measure the error of the average there.
+    """Leave one pixel in twenty out of the loss, 5000 at most, and measure the error of the average there.
 
     Independent noise cannot be predicted from its neighbours. Where a pixel is
     not fitted, the squared error of the average against the *noisy* value is
@@ -32,35 +35,27 @@ class HoldOut:
 
     Attributes
     ----------
-    pixels : int
-        How many to leave out, all channels of each; at most a twentieth of the
-        target's. How precise the error is depends on their number, not on their
-        share.
     patience : int or None
         Steps without a new least value after which `fit` ends; None to go on to
         the last step.
     first : int
         The first step that counts.
-    seed : int
-        Of the choice of pixels.
     """
 
-    pixels: int = 5000
     patience: int | None = 200
     first: int = 100
-    seed: int = 0
 
     def __post_init__(self):
-        check_integer("pixels", self.pixels, 1)
         if self.patience is not None:
             check_integer("patience", self.patience, 1)
         check_integer("first", self.first, 0)
-        seeded(self.seed)
 
     def choose(self, total):
-        """Positions of the pixels to leave out, of `total`."""
-        number = min(self.pixels, -(-total // 20))
-        return torch.randperm(total, generator=seeded(self.seed, "held out"), device="cpu")[:number]
+        """Positions of the pixels to leave out, all channels of each, of `total`; always the same."""
+        if total < 2:
+            raise ValueError("target: got a single pixel; wants two at least, to leave one of them out")
+        number = min(PIXELS, -(-total // 20))
+        return torch.randperm(total, generator=seeded(0, "held out"), device="cpu")[:number]
 
 
 def windowed_variance(trace, window=100):
@@ -102,6 +97,8 @@ def choose_step(curve, patience=1000, first=200):
     `curve` has one value per step, NaN where it says nothing; steps before `first`
     do not count. None where no value counts. The patience is that of the paper.
     """
+    check_integer("patience", patience, 1)
+    check_integer("first", first, 0)
     chosen, least = None, np.inf
     for step, value in enumerate(check_curve("curve", curve)):
         if step >= first and value < least:

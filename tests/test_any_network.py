@@ -273,7 +273,7 @@ def test_one_dimensional_network_on_a_signal(tmp_path):
     run = dip.fit(weighted(Signal()), z, noisy, steps=12, device="cpu", precision="float64", reference=clean)
     assert np.allclose(run.loss, expected.loss, rtol=1e-8) and run.output.shape == (1, 200)
     operator = lambda x: x[..., ::2]  # noqa: E731
-    options = dict(operator=operator, stop=dip.HoldOut(20, None, first=9), trace=50, keep=(0, 60), reference=clean)
+    options = dict(operator=operator, stop=dip.HoldOut(patience=None, first=9), trace=50, keep=(0, 60), reference=clean)
     run = dip.fit(weighted(Signal()), z, noisy[:, ::2], steps=60, device="cpu", precision="bfloat16", **options)
     assert run.average_psnr[-1] > run.average_psnr[0] and run.trace.shape == (61, 50)
     run.save(tmp_path / "signal.pt")

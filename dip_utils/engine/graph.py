@@ -11,7 +11,7 @@ import threading
 
 import torch
 
-from .machine import tuning
+from .machine import TUNING
 from .threads import Threads
 
 #: Steps that are taken one by one before one is captured.
@@ -35,7 +35,7 @@ def on_device(settings, pixels):
     # Float32 that is asked for means float32.
     cudnn = torch.backends.cudnn.flags(
         enabled=True,
-        benchmark=pixels >= tuning().search,
+        benchmark=pixels >= TUNING["search"],
         deterministic=torch.backends.cudnn.deterministic,
         allow_tf32=settings.precision.itemsize < 4,
     )
@@ -51,13 +51,13 @@ class Stepper:
 
     def __init__(self, problem, say):
         self.problem, self.say = problem, say
-        self.threads = Threads() if problem.z.device.type == "cpu" and tuning().threads else None
+        self.threads = Threads() if problem.z.device.type == "cpu" and TUNING["threads"] else None
         self.start_over()
 
     def start_over(self):
         """Forget the graph: what it was captured from has changed."""
         self.graph, self.warm = None, 0
-        self.may_capture = self.problem.z.device.type == "cuda" and tuning().graph
+        self.may_capture = self.problem.z.device.type == "cuda" and TUNING["graph"]
 
     def __call__(self):
         """Take one step."""

@@ -20,42 +20,40 @@ class Guard:
     def __init__(self, problem, run, step, stepper):
         self.problem, self.run, self.stepper = problem, run, stepper
         self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
-        self.copied = self.checked = self.counted_since = step
+        self.copied = self.checked = step
         # Not from the record: a run may go on with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
         # The loss of the target's mean colour, or mean value; and that of a perfect copy, since losses may be negative.
         mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
         images = torch.zeros_like(problem.target) + mean, problem.target
         self.flat, self.perfect = (problem.loss_function(image, problem.target).item() for image in images)
-        self.doubtful, self.recoveries = False, 0
+        self.doubtful, self.recovered = False, []
 
     def check(self, step):
-        """Look at the newest losses where it is time; return the step to go on from, and whether there was a look."""
+        """Look at the newest losses where it is time; return the step to go on from."""
         if step - self.checked < CHECK_EVERY and step < self.run.planned:
-            return step, False
+            return step
         losses = self.problem.records[0, self.checked + 1 : step + 1].cpu()
         self.checked = step
         if not torch.isfinite(losses).all():
-            return self._recover(step, "became NaN or infinite"), True
+            return self._recover(step, "became NaN or infinite")
         high = self._is_high(losses[-5:].min())
         if high and self.doubtful:
-            return self._recover(step, "stayed high after a jump"), True
+            return self._recover(step, "stayed high after a jump")
         # Adam's usual spikes are mended by the next look.
         self.doubtful = high
         if not high and not self._is_high(losses[-1]):
             self.usual, self.copied = losses.median().item(), step
             torch._foreach_copy_(list(self.copy.values()), list(self.problem.state().values()))
-        return step, True
+        return step
 
     def _is_high(self, loss):
         """Whether a loss is far above the usual, and about that of a flat image."""
         return bool(loss - self.perfect > max(4 * (self.usual - self.perfect), (self.flat - self.perfect) / 2))
 
     def _recover(self, step, what):
-        if step - self.counted_since > FORGIVEN_AFTER:
-            self.recoveries, self.counted_since = 0, step
-        self.recoveries += 1
-        self.run.diverged = self.recoveries > MOST_RECOVERIES
+        self.recovered = [earlier for earlier in self.recovered if step - earlier <= FORGIVEN_AFTER] + [step]
+        self.run.diverged = len(self.recovered) > MOST_RECOVERIES
         if self.run.diverged:
             self.run.say(f"The loss {what} again: given up at step {self.copied}, the last good state is kept.")
         else:
@@ -68,7 +66,8 @@ class Guard:
         """Restore the last good state and return its step. The noise that follows is new."""
         self.problem.restore(self.copy, self.copied)
         self.stepper.start_over()
-        self.problem.evaluate()
+        # Its losses and average are known; its gradient may be what went wrong.
+        self.problem.differentiate()
         self.checked, self.doubtful = self.copied, False
         self.run.kept = {step: image for step, image in self.run.kept.items() if step <= self.copied}
         return self.copied

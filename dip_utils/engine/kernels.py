@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from ..network import Join, Scale, SkipNetwork
-from .machine import tuning
+from .machine import TUNING
 
 #: Up to this many channels `NarrowBatchNorm` is faster.
 NARROW = 8
@@ -280,7 +280,7 @@ def reflect_with_channels_innermost(x, behind):
 
 def takes_channels_last(network):
     """Whether a network may compute with the channels innermost, which is faster."""
-    return tuning().channels_last and all(type(layer) in ANY_LAYOUT for layer in network.modules())
+    return TUNING["channels_last"] and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
 def is_untouched(layer):
@@ -345,7 +345,7 @@ def accelerated(network):
 
 def _pays(x):
     """Whether x is large enough for these forms, which are for the CPU."""
-    return x.device.type == "cpu" and x.numel() >= tuning().large
+    return x.device.type == "cpu" and x.numel() >= TUNING["large"]
 
 
 def _join(layer, skip, below, height, width):

@@ -7,8 +7,6 @@ import os
 import platform
 import sys
 import time
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,37 +20,29 @@ WORTH = 1.2
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """How a fit uses the machine: what benchmarks and tests vary, and nobody else."""
-
-    #: CPU: from this many numbers in a tensor on, the faster forms are used.
-    large: int = 2**16
-    #: CPU: try whether a step is faster with fewer threads.
-    threads: bool = True
-    #: CUDA: capture a step as a graph; try cuDNN's algorithms from so many pixels on, where the seconds it takes pay.
-    graph: bool = True
-    search: int = 2**18
-    #: Images with the channels innermost.
-    channels_last: bool = True
-
-
-_TUNING = ContextVar("tuning", default=None)
-
-
-def tuning():
-    """The settings that hold here."""
-    return _TUNING.get() or Tuning()
+#: How a fit uses the machine: what benchmarks and tests vary, and nobody else.
+TUNING = {
+    # CPU: from this many numbers in a tensor on, the faster forms are used.
+    "large": 2**16,
+    # CPU: try whether a step is faster with fewer threads.
+    "threads": True,
+    # CUDA: capture a step as a graph; try cuDNN's algorithms from so many pixels on, where the seconds it takes pay.
+    "graph": True,
+    "search": 2**18,
+    # Images with the channels innermost.
+    "channels_last": True,
+}
 
 
 @contextlib.contextmanager
 def tuned(**changes):
-    """Use other settings for the fits of this block (and thread)."""
-    token = _TUNING.set(replace(tuning(), **changes))
+    """Use other settings in this block."""
+    before = dict(TUNING)
+    TUNING.update(changes)
     try:
         yield
     finally:
-        _TUNING.reset(token)
+        TUNING.update(before)
 
 
 def seeded(seed, purpose="", device="cpu"):
@@ -198,9 +188,9 @@ def keep_freed_memory():
     A step frees and allocates the same gigabytes again. By default glibc gives
     them back to the system in between, and the page faults cost more than the
     arithmetic. It holds for the process, from its first fit on; what a fit has
-    left is given back at its end. ``DIP_ALLOCATOR=default`` switches this off.
+    left is given back at its end.
     """
-    if os.environ.get("DIP_ALLOCATOR") == "default" or platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc":
         return
     trim_threshold, mmap_threshold, most_mmaps = -1, -3, -4
     mallopt = ctypes.CDLL(None).mallopt

@@ -38,10 +38,10 @@ def tensors_in_place(network):
     once, since `functional_call`, told of both, would leave the other tensor in it.
     """
     return {
-        f"{prefix}.{name}" if prefix else name: tensor
+        name: tensor
         for prefix, layer in network.named_modules()
         for own in (layer.named_parameters, layer.named_buffers)
-        for name, tensor in own(recurse=False, remove_duplicate=False)
+        for name, tensor in own(prefix, recurse=False, remove_duplicate=False)
     }
 
 

@@ -126,12 +126,11 @@ def _check_start(start, network, images, shape, settings):
     had = {name: tensor.shape for name, tensor in start.state.items() if name.startswith(("network.", "mean."))}
     if wanted != had or tuple(start.output.shape) != shape:
         raise ValueError("start: got a run of another network; wants one of a network built like this one")
-    now = settings.summary()
-    if now["held out"] not in (None, start.settings["held out"]):
+    if settings.stop is not None and start.held_out is None:
         raise ValueError("stop: got a HoldOut, but the run in start has fitted the pixels that it would leave out")
-    for name in ("learning_rate", "input_noise"):
-        if now[name] != start.settings[name]:
-            say(f"{name}: {now[name]:g}, where the run in start had {start.settings[name]:g}.")
+    for name, rate in settings.rates().items():
+        if rate != start.rates[name]:
+            say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
 
 
 def _rehearse_network(network, z, settings):

@@ -7,7 +7,7 @@ import torch
 
 from .checks import check_path
 
-FILE_FORMAT = "dip_utils.Fit 5"
+FILE_FORMAT = "dip_utils.Fit 6"
 
 
 def save(fields, path):

@@ -65,12 +65,10 @@ class Settings:
         names = ("operator", "loss", "regularizer")
         return [placed(name, getattr(self, name), self.device, self.exact) for name in names]
 
-    def summary(self):
-        """What a run that goes on is compared with."""
+    def rates(self):
+        """What may differ in a run that goes on, and is said then."""
         # Plain numbers: those of NumPy would not come back from a file.
-        held_out = None if self.stop is None else [int(self.stop.pixels), int(self.stop.seed)]
-        rates = {name: float(getattr(self, name)) for name in ("learning_rate", "input_noise")}
-        return rates | {"held out": held_out}
+        return {name: float(getattr(self, name)) for name in ("learning_rate", "input_noise")}
 
 
 @contextlib.contextmanager
@@ -196,6 +194,12 @@ class Problem:
 
     def evaluate(self):
         """Output, loss and gradient of the weights as they are; all of it is recorded."""
+        output, loss = self.differentiate()
+        with torch.no_grad():
+            self.record(output, loss)
+
+    def differentiate(self):
+        """The gradient of the weights as they are; return output and loss."""
         output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
@@ -203,8 +207,7 @@ class Problem:
         torch._foreach_copy_(self.gradients, gradients)
         if self.loss_scale != 1:
             torch._foreach_mul_(self.gradients, 1 / self.loss_scale)
-        with torch.no_grad():
-            self.record(output, loss)
+        return output, loss
 
     def draw_input(self):
         """The input of this step, z + n: a copy, which the network may overwrite."""
@@ -258,11 +261,12 @@ class Problem:
         """The tensors that a step changes and the next one needs, by name."""
         # Batch norms may keep statistics in buffers.
         tensors = (*self.network.named_parameters(), *self.network.named_buffers())
-        state = {"average": self.average} | {f"network.{name}": tensor.detach() for name, tensor in tensors}
+        state = {"output": self.output, "average": self.average}
+        state |= {f"network.{name}": tensor.detach() for name, tensor in tensors}
         for name, weight in self.weights.items():
             moments = self.optimizer.state[weight]
             if weight not in self.idle:
-                # Older files have one of the others too, which nothing would overwrite.
+                # Those of the others stay 0.
                 state[f"gradient.{name}"] = weight.grad
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
         if self.hold_out is not None:
@@ -280,7 +284,7 @@ class Problem:
 
     def resume(self, run):
         """Go on where a run has ended, on this device or another."""
-        saved = run.state | {"average": run.average[None]}
+        saved = run.state | {"output": run.output[None], "average": run.average[None]}
         if run.chosen is not None:
             saved["chosen"] = run.chosen[None]
         self.restore(saved, run.steps)
@@ -295,7 +299,6 @@ class Problem:
                 row[known] = saved[f"record.{name}"]
         if run.trace is not None and run.trace.shape[1] == len(self.traced):
             self.trace[known] = run.trace.to(self.trace)
-        self.output.copy_(run.output[None])
         self.trace[run.steps] = self.output.flatten()[self.traced]
         # Where the run had no reference, its last entry is known all the same.
         for name, image in (("error", self.output), ("average_error", self.average)):
@@ -304,7 +307,7 @@ class Problem:
 
     def saved_state(self, step):
         """On the CPU, what a run needs to go on and does not hold elsewhere."""
-        saved = {n: t.cpu().clone() for n, t in self.state().items() if n not in ("average", "chosen")}
+        saved = {n: t.cpu().clone() for n, t in self.state().items() if n not in ("output", "average", "chosen")}
         known = self.records[:, : step + 1].cpu()
         saved |= {f"record.{name}": row.clone() for name, row in zip(self.curves, known, strict=True)}
         return saved | {"generator": self.generator.get_state()}

@@ -29,6 +29,9 @@ class Watcher:
             try:
                 self.watch(run)
             except KeyboardInterrupt:
+                # The second press of ■; or the watch's own, which ends the fit as a first one does.
+                if self.presses and run.running:
+                    raise
                 self.presses.append(True)
             except Exception as error:
                 # A picture that cannot be drawn is no reason to lose the run.
