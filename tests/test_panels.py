@@ -96,17 +96,23 @@ def test_panel_loads_fits_and_saves(photograph, tmp_path, monkeypatch):
         click_start(panel)
         assert panel.run.steps == 10 and panel.stop.disabled and "step 10 of 10" in panel.message.value
         panel.save.click()
-    assert Image.open("deep_image_prior.png").size == (53, 37)
+        # Nothing is written over.
+        panel.save.click()
+    assert "deep_image_prior_2.png" in panel.message.value
+    assert [Image.open(f"deep_image_prior_{number}.png").size for number in (1, 2)] == [(53, 37)] * 2
 
 
 def test_panel_says_why_it_could_not_save(photograph, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "deep_image_prior.png").mkdir()
+    monkeypatch.setattr("dip_utils.views.panels.save_image", full)
     with cell():
         panel = dip.OwnImagePanel(fit, photograph, steps=10)
         click_start(panel)
         panel.save.click()
-    assert "directory" in panel.message.value.lower() and "deep_image_prior.png" in panel.message.value
+    assert panel.message.value == "<b>no space left</b>"
 
 
 def test_panel_enlarges_a_small_picture_without_a_reference(photograph, tmp_path, monkeypatch):
@@ -119,7 +125,7 @@ def test_panel_enlarges_a_small_picture_without_a_reference(photograph, tmp_path
         width, height = size(panel.picture)
         assert width / height == pytest.approx(2 * 48 / 32, rel=0.15)
         panel.save.click()
-    assert Image.open("deep_image_prior.png").size == (4 * 48, 4 * 32)
+    assert Image.open("deep_image_prior_1.png").size == (4 * 48, 4 * 32)
 
 
 def test_panel_says_what_went_wrong(photograph):
@@ -130,6 +136,26 @@ def test_panel_says_what_went_wrong(photograph):
         panel = dip.OwnImagePanel(refuse, photograph, steps=10)
         click_start(panel)
     assert panel.message.value == "<b>image: got &lt;this&gt;; wants that</b>" and panel.save.disabled
+
+
+def test_panel_says_that_it_got_no_run(photograph):
+    with cell():
+        panel = dip.OwnImagePanel(lambda *_: None, photograph, steps=5)
+        assert panel.steps.value == 5
+        click_start(panel)
+    assert "try_it: got one that returns NoneType" in panel.message.value and panel.save.disabled
+
+
+def test_explore_says_what_went_wrong():
+    slider = ipywidgets.IntSlider(2, min=2, max=8)
+    with cell() as shown:
+        dip.explore(lambda k: {"a": torch.zeros(3, 8, 8).reshape(3, k, -1)}, k=slider)
+    panel = ipywidgets.widgets.widget._instances[shown.outputs[0].data[WIDGET]["model_id"]]
+    message = next(part for part in panel.children if isinstance(part, ipywidgets.HTML))
+    slider.value = 7
+    assert "invalid for input of size 192" in message.value
+    slider.value = 4
+    assert message.value == ""
 
 
 class OldUpload(ipywidgets.DOMWidget):

@@ -338,9 +338,10 @@ def test_figure_of_a_run_that_got_its_reference_later(z, noisy, photograph, monk
     monkeypatch.setattr(
         Axes, "plot", lambda axes, *values, **style: drawn.append(values) or plot(axes, *values, **style)
     )
-    rest = fit(z, noisy, 10, start=fit(z, noisy, 10), reference=photograph)
+    stop = dip.HoldOut(first=0)
+    rest = fit(z, noisy, 10, start=fit(z, noisy, 10, stop=stop), reference=photograph, stop=stop)
     assert np.isnan(rest.average_psnr[:10]).all()
     with cell():
-        dip.plot_stopping(rest, {"a": np.ones(21)}, {"a": 15})
+        dip.plot_stopping(rest)
     stars = [values[0] for values in drawn if isinstance(values[-1], str) and values[-1] == "*"]
     assert stars == [np.nanargmax(rest.average_psnr)] and 10 < stars[0] <= 20

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 import dip_utils as dip
+from dip_utils.views.figures import draw_curves, draw_images, new_figure
 
 from .cell import cell
 from .conftest import build
@@ -33,6 +36,14 @@ def fit_signal(signal, steps=4, **options):
     return dip.fit(torch.nn.Sequential(*layers), z, signal, steps=steps, device="cpu", keep=(0, steps), **options)
 
 
+def a_run(target, outputs):
+    """A run that has kept these outputs, one a step."""
+    kept = dict(enumerate(outputs))
+    run = dip.Fit(target, target, None, len(kept) - 1, "cpu", {}, loss=np.ones(len(kept)), kept=kept)
+    run.output = outputs[-1]
+    return run
+
+
 @pytest.fixture
 def wave():
     return torch.sin(torch.linspace(0, 20, 128))[None] / 2 + 0.5
@@ -44,14 +55,12 @@ def picture(output):
 
 
 def show_everything(photograph):
-    run = fit(photograph, reference=photograph)
+    run = fit(photograph, reference=photograph, stop=dip.HoldOut(first=0))
     dip.show_images({"a": photograph, "grey": photograph[:1]})
     dip.film_strip({"a": run}, (0, 4))
     dip.plot_curves({"left": {"a": run.loss}, "right": {"b": run.psnr}}, ylabel="loss", levels={"floor": 0.1})
     dip.plot_spectra({"a": run}, (0, 4))
-    dip.plot_stopping(
-        run, {"falling": np.linspace(2, 1, 5), "endless": np.full(5, 1.0)}, {"falling": 4, "endless": None}
-    )
+    dip.plot_stopping(run)
     dip.compare({"a": photograph, "b": run.output}, (0.1, 0.1, 0.5, 0.5))
     dip.plot_kernel(dip.LanczosDownsampler(3))
 
@@ -110,7 +119,7 @@ def test_two_or_31_channels_are_shown_everywhere(channels, photograph):
         run = fit(image, watch=dip.LivePlot(), reference=image)
         dip.film_strip({"a": run}, (0, 4), last="reference")
         dip.compare({"a": run.output, "b": image}, (0.1, 0.1, 0.5, 0.5))
-        dip.browse(run)
+        dip.browse({"a": run})
     assert not run.remarks
     assert len(re.findall("data:image/jpeg;base64,", shown.outputs[-1].data["text/html"])) == 3
 
@@ -120,8 +129,69 @@ def test_signals_are_shown_in_live_plot_and_film_strip(wave):
         run = fit_signal(wave, watch=dip.LivePlot(), reference=wave)
         dip.film_strip({"a": run}, (0, 4))
         with pytest.raises(ValueError, match=r"output: got shape \(1, 128\); wants \(channels, height, width\)"):
-            dip.browse(run)
+            dip.browse({"output": run})
     assert not run.remarks and all("image/png" in output.data for output in shown.outputs[1:])
+
+
+# --- texts find room
+
+LONG = "natural + noise (recipe A), from another initialisation"
+WIDE, HIGH = dip.uniform_noise(3, 16, 320, seed=0), dip.uniform_noise(3, 300, 4, seed=0)
+
+
+def named(number, thing):
+    return {f"{LONG}, {i}": thing for i in range(number)}
+
+
+CROWDED = {
+    "many long captions": lambda: dip.show_images(named(8, WIDE)),
+    "grid of long captions": lambda: dip.show_images(named(20, WIDE), columns=5),
+    "comparison of many": lambda: dip.compare(named(6, WIDE), (0, 0, 1, 0.1)),
+    "high pictures": lambda: dip.show_images(named(3, HIGH)),
+    "strip of panoramas": lambda: dip.film_strip(
+        dict.fromkeys(("natural + noise", "shuffled"), a_run(WIDE, [WIDE] * 6)), range(6)
+    ),
+    "long names of curves": lambda: dip.plot_curves({"loss": named(6, np.arange(9))}, ylabel="loss"),
+    "long titles": lambda: dip.plot_curves(named(4, {"a": np.arange(9)}), ylabel="loss"),
+    "prices and files": lambda: dip.show_images({"from $5 to $6, a_b^c_d": WIDE, "_DSC1.jpg": WIDE}),
+}
+
+
+@pytest.mark.parametrize("name", CROWDED)
+def test_every_text_lies_inside_its_figure_and_none_on_another(name, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("dip_utils.views.figures.show", lambda figure, *_: drawn.append(figure))
+    CROWDED[name]()
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    assert max(figure.get_size_inches()) <= 30
+    # Those of ticks beyond an axis are not drawn.
+    ticks = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()}
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in ticks]
+    boxes = [text.get_window_extent() for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        inside = figure.bbox.padded(2)
+        assert inside.contains(*box.min) and inside.contains(*box.max), text
+    for (one, box), (other, another) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        # Lines of text are set close.
+        overlap = min(box.x1, another.x1) - max(box.x0, another.x0), min(box.y1, another.y1) - max(box.y0, another.y0)
+        assert min(overlap) < 2, (one, other)
+
+
+def test_names_are_shown_as_they_are():
+    figure = draw_images({"$HOME/a_b^c_d $x": WIDE})
+    curves = new_figure(3)
+    axes = curves.subplots()
+    draw_curves(axes, {"_DSC1.jpg": np.arange(3), "b": np.arange(3)})
+    FigureCanvasAgg(figure).draw()
+    assert [text.get_text().strip() for text in axes.legend().get_texts()] == ["_DSC1.jpg", "b"]
+
+
+def test_no_two_of_twelve_curves_look_alike():
+    axes = new_figure(3).subplots()
+    draw_curves(axes, {f"seed {i}": np.arange(3) for i in range(12)})
+    looks = {(line.get_color(), line.get_linestyle(), str(line._dash_pattern)) for line in axes.lines}
+    assert len(looks) == 12
 
 
 # --- the live plot
@@ -194,16 +264,20 @@ def test_slider_holds_each_frame_once(photograph):
     assert shown.outputs[1].data["text/html"] == page
 
 
-def test_slider_shows_a_part_of_a_large_image_pixel_for_pixel(photograph):
-    run = fit(photograph)
+@pytest.mark.parametrize("factor", [1, 4])
+def test_slider_shows_a_part_of_a_large_image_pixel_for_pixel(factor):
+    """And of a target that is smaller, the same part."""
+    large = dip.resize(dip.sample("coffee"), 300, 400)
+    target = dip.resize(large, 300 // factor, 400 // factor)
     with cell() as shown:
-        dip.browse(run, largest=20, centre=(0, 1))
+        dip.browse({"a": a_run(target, [large, large])}, centre=(0, 1))
     page = shown.outputs[0].data["text/html"]
     data = re.findall(r'base64,([^"]+)"', page)
     assert "target, a part of it" in page and len(data) == 3
-    part = np.asarray(Image.open(io.BytesIO(base64.b64decode(data[0]))), dtype=float)
-    corner = photograph[:, :20, -20:].movedim(0, 2).numpy() * 255
-    assert part.shape == (20, 20, 3) and np.abs(part - corner).mean() < 6
+    for jpeg, whole, side in ((data[0], target, 256 // factor), (data[1], large, 256)):
+        part = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))), dtype=float)
+        corner = whole[:, :side, -side:].movedim(0, 2).numpy() * 255
+        assert part.shape == (side, side, 3) and np.abs(part - corner).mean() < 6
 
 
 def test_slider_of_twenty_steps_and_four_runs_is_below_three_megabytes():
@@ -213,12 +287,7 @@ def test_slider_of_twenty_steps_and_four_runs_is_below_three_megabytes():
     blotches = dip.resize(dip.uniform_noise(3, 64, 64, seed=0), 256, 256)
     noise = dip.uniform_noise(3, 256, 256, seed=0)
     outputs = {"natural": photograph, "natural + noise": grain, "shuffled": blotches, "noise": blotches}
-    runs = {
-        name: SimpleNamespace(
-            kept=dict.fromkeys(range(20), output), target=noise, reference=None, output=output, loss=np.ones(20)
-        )
-        for name, output in outputs.items()
-    }
+    runs = {name: a_run(noise, [output] * 20) for name, output in outputs.items()}
     with cell() as shown:
         dip.browse(runs)
     assert len(shown.outputs[0].data["text/html"]) < 3_000_000
@@ -273,7 +342,7 @@ def test_a_script_gets_files_and_lines(photograph, tmp_path, monkeypatch, capsys
     progress = capsys.readouterr().err
     assert "mine: 100%" in progress and "3/3" in progress and progress.endswith("\n")
     show_everything(photograph)
-    dip.browse(run)
+    dip.browse({"a": run})
     lines = capsys.readouterr().out.splitlines()
     files = [Path(line.removeprefix("Written: ")) for line in lines]
     assert len(files) == 8 and {path.parent.name for path in files} == {"figures"}

@@ -5,6 +5,7 @@ everywhere (Okabe and Ito's colours, told apart with any colour vision).
 """
 
 import textwrap
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
@@ -14,8 +15,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..engine.checks import check_image
+from ..engine.checks import check_curve, check_image, check_integer
 from ..engine.machine import say
+from ..fitting import Fit
 from ..images import to_uint8
 from ..metrics import radial_power
 from ..resampling import lanczos
@@ -33,7 +35,6 @@ SPARE_STYLES = (
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
     ("#8C6D00", (0, (6, 2, 1, 2))),
 )
-MARKS = (("#D55E00", "-"), ("#009E73", (0, (6, 2))), ("#CC79A7", (0, (2, 1.5))))
 GREY = "#767676"
 WIDTH = 10.0
 #: Letters of a caption in an inch.
@@ -42,8 +43,8 @@ LETTERS = 13
 UNSEEN = "\u2060"
 #: How the line begins in which a verdict fails.
 NOT_SHOWN = "NOT shown by this run"
-#: Height over width of a signal.
-SIGNAL = 0.5
+#: Height over width of a signal; and the least and the most of an image's place.
+SIGNAL, FLAT, TALL = 0.5, 0.35, 3
 
 
 def new_figure(height, dpi=150):
@@ -51,10 +52,21 @@ def new_figure(height, dpi=150):
     return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
 
 
+def plain(text):
+    """A text that matplotlib shows as it is: no mathematics between dollars, no name hidden for its first letter."""
+    return (" " * text.startswith("_") + text).replace("$", r"\$")
+
+
+def in_lines(text, inches):
+    """A text in lines of about so many inches."""
+    return textwrap.fill(text, max(5, int(LETTERS * inches)))
+
+
 def draw_image(axes, image, caption):
     """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
-    room = LETTERS * WIDTH / axes.get_gridspec().ncols
-    axes.set_title(textwrap.fill(caption, int(room)), fontsize=9)
+    place = axes.get_subplotspec()
+    ratios = place.get_gridspec().get_width_ratios()
+    axes.set_title(plain(in_lines(caption, WIDTH * ratios[place.colspan.start] / sum(ratios))), fontsize=9)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if image.ndim == 2:
@@ -68,12 +80,14 @@ def draw_image(axes, image, caption):
 
 
 def draw_curves(axes, curves, *, names=None, log=False):
-    """Curves over the steps; a name's place among `names` gives it a style where it has none."""
-    names = list(names or curves)
+    """Curves over the steps; a name's place among `names`, 16 at most, gives it a style where it has none."""
+    names, spare = list(names or curves), len(SPARE_STYLES)
     for name, curve in curves.items():
-        colour, dashes = STYLES.get(name) or SPARE_STYLES[names.index(name) % len(SPARE_STYLES)]
-        axes.plot(curve, color=colour, linestyle=dashes, linewidth=1.3, label=name)
-    if log:
+        turn, place = divmod(names.index(name), spare)
+        colour, dashes = STYLES.get(name) or (SPARE_STYLES[place][0], SPARE_STYLES[(place + turn) % spare][1])
+        axes.plot(curve, color=colour, linestyle=dashes, linewidth=1.3, label=plain(name))
+    # Losses may be negative.
+    if log and any((curve > 0).any() for curve in curves.values()):
         axes.set_yscale("log")
     axes.margins(x=0.01)
 
@@ -89,7 +103,7 @@ def style_axes(axes, xlabel, ylabel, title=""):
 def add_legend(figure, grid):
     """One legend for all panels, below them."""
     labels = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = min(6, len(labels))
+    columns = max(1, min(6, len(labels), int(LETTERS * WIDTH / (max(map(len, labels)) + 6))))
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
@@ -99,10 +113,12 @@ def draw_grid(rows, columns, dpi=96):
     Curves are small files at any number of pixels; pictures of noise are not, and
     take as many as they are wide on the page.
     """
+    width = WIDTH / columns
     # Heights over widths.
     ratios = [max(image.shape[1] / image.shape[2] if image.ndim == 3 else SIGNAL for _, image in row) for row in rows]
-    captions = sum(any(caption for caption, _ in row) for row in rows)
-    figure = new_figure(WIDTH / columns * sum(ratios) + 0.3 * captions, dpi)
+    ratios = [min(max(ratio, FLAT), TALL) for ratio in ratios]
+    lines = [max(in_lines(caption, width).count("\n") + 1 if caption else 0 for caption, _ in row) for row in rows]
+    figure = new_figure(width * sum(ratios) + sum(0.15 + 0.15 * number for number in lines if number), dpi)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=ratios)
     for line, row in zip(grid, rows, strict=True):
         for axes, (caption, image) in zip(line, row, strict=False):
@@ -116,13 +132,22 @@ def by_name(argument, things):
     """A dict of things with their names as text, or an error."""
     if not isinstance(things, dict):
         raise TypeError(f"{argument}: got {type(things).__name__}; wants a dict, each under its name")
+    if not things:
+        raise ValueError(f"{argument}: got none; wants at least one, under its name")
     return {str(name): thing for name, thing in things.items()}
+
+
+def runs_by_name(runs):
+    """A dict of runs with their names as text, or an error."""
+    runs = by_name("runs", runs)
+    for name, run in runs.items():
+        if not isinstance(run, Fit):
+            raise TypeError(f"runs: got {type(run).__name__} as {name!r}; wants a run, as fit returns it")
+    return runs
 
 
 def in_rows(images, columns, signal):
     """Rows of captions and images, or an error that names the image that is none."""
-    if not images:
-        raise ValueError("images: got none; wants at least one, by its caption")
     pairs = [(name, check_image(name, image, bounded=False, signal=signal)) for name, image in images.items()]
     return [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
 
@@ -130,7 +155,8 @@ def in_rows(images, columns, signal):
 def draw_images(images, columns=None, dpi=96):
     """A figure of images side by side, each under its name."""
     images = by_name("images", images)
-    columns = columns or len(images)
+    columns = len(images) if columns is None else columns
+    check_integer("columns", columns, 1)
     return draw_grid(in_rows(images, columns, signal=True), columns, dpi)[0]
 
 
@@ -146,6 +172,8 @@ def show_images(images, *, columns=None):
 
 def check_kept(runs, steps):
     """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
+    if not isinstance(steps, Iterable):
+        raise TypeError(f"steps: got {steps!r}; wants some steps, for example (0, {steps})")
     for name, run in runs.items():
         missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
         if missing:
@@ -160,7 +188,7 @@ def check_beside(name, value, runs):
 
 def film_strip(runs, steps, *, last="target"):
     """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
-    runs = by_name("runs", runs)
+    runs = runs_by_name(runs)
     check_beside("last", last, runs)
     check_kept(runs, steps)
     rows, above = [], [None] * (len(steps) + 1)
@@ -172,9 +200,8 @@ def film_strip(runs, steps, *, last="target"):
         rows.append(list(zip(said, pictures, strict=True)))
         above = captions
     figure, grid = draw_grid(rows, len(steps) + 1)
-    room = max(5, int(LETTERS * figure.get_figheight() / len(rows)))
     for axes, name in zip(grid[:, 0], runs, strict=True):
-        axes.set_ylabel(textwrap.fill(name, room), fontsize=9)
+        axes.set_ylabel(plain(in_lines(name, figure.get_figheight() / len(rows))), fontsize=9)
     columns = f"steps {', '.join(map(str, steps))} and the {last}"
     show(figure, "film_strip", f"Film strip: a row each for {', '.join(runs)}; columns are {columns}.")
 
@@ -190,11 +217,15 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
         Horizontal lines: their names and heights.
     """
     panels = {title: by_name("panels", curves) for title, curves in by_name("panels", panels).items()}
+    panels = {
+        title: {name: check_curve(name, curve) for name, curve in curves.items()} for title, curves in panels.items()
+    }
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     names = dict.fromkeys(name for curves in panels.values() for name in curves)
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
+        title = plain(in_lines(title, WIDTH / len(panels)))
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
     for name, level in (levels or {}).items():
         for axes in grid:
@@ -214,7 +245,7 @@ def plot_spectra(runs, steps):
 
     A panel for each run in a dict.
     """
-    runs = by_name("runs", runs)
+    runs = runs_by_name(runs)
     check_kept(runs, steps)
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
@@ -226,22 +257,21 @@ def plot_spectra(runs, steps):
         axes.loglog(*radial_power(run.target), color="black", linewidth=1.2, linestyle=(0, (2, 1.5)), label="target")
         axes.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2], ["1/32", "1/16", "1/8", "1/4", "1/2"])
         axes.minorticks_off()
-        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "", name)
+        title = plain(in_lines(name, WIDTH / len(runs)))
+        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "", title)
     add_legend(figure, grid)
     description = f"Power against frequency at steps {', '.join(map(str, steps))}, one panel each: {', '.join(runs)}"
     show(figure, "spectra", description)
 
 
-def plot_stopping(run, criteria, chosen):
-    """PSNR of a run with a reference over the steps, and below it the criteria that have to do without it.
+def plot_stopping(run):
+    """PSNR of a run over the steps; below it the held-out loss, which has to do without the reference, and its choice.
 
-    `criteria` has for each name one value per step; `chosen` the step that it
-    chooses, or None: a dot on its curve and on the average's.
+    Of a run of `fit` with a reference and with hold-out.
     """
-    if run.average_psnr is None:
-        raise ValueError("run: got one without a reference; wants a run of fit(..., reference=...)")
-    if len(criteria) > len(MARKS) or set(criteria) != set(chosen):
-        raise ValueError(f"criteria: got {list(criteria)}; wants at most {len(MARKS)}, the names in chosen")
+    (run,) = runs_by_name({"run": run}).values()
+    if run.average_psnr is None or run.held_out is None:
+        raise ValueError("run: got one without reference or hold-out; wants one of fit(..., reference=…, stop=…)")
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
     # A run that went on with a reference has no PSNR of its first steps.
@@ -250,24 +280,22 @@ def plot_stopping(run, criteria, chosen):
     top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
     top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
     top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, run.average_psnr[best] + 0.7)
-    for (colour, dashes), (name, curve) in zip(MARKS, criteria.items(), strict=False):
-        curve = np.where(np.isfinite(curve), curve, np.nan)
-        # The first outputs say nothing: a running variance begins at zero.
-        curve[: min(100, len(curve) // 10)] = np.nan
-        curve /= np.nanmin(curve)
-        bottom.plot(curve, color=colour, linestyle=dashes, linewidth=1.2, label=name)
-        step = chosen[name]
-        if step is not None:
-            top.axvline(step, color=colour, linestyle=dashes, linewidth=0.8, label=f"{name} chooses")
-            for axes, values in ((top, run.average_psnr), (bottom, curve)):
-                axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
+    curve, colour, step = run.held_out.copy(), "#D55E00", run.chosen_step
+    # The first outputs say nothing, and would take the room.
+    curve[: min(100, len(curve) // 10)] = np.nan
+    curve /= np.nanmin(curve)
+    bottom.plot(curve, color=colour, linewidth=1.2, label="hold-out")
+    if step is not None:
+        top.axvline(step, color=colour, linewidth=0.8, label="hold-out chooses")
+        for axes, values in ((top, run.average_psnr), (bottom, curve)):
+            axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
     bottom.set_ylim(0.95, min(2, bottom.get_ylim()[1]))
     style_axes(top, "", "PSNR (dB)")
     style_axes(bottom, "step", "criterion / its minimum")
     for axes in (top, bottom):
         axes.margins(x=0.01)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    show(figure, "stopping", f"PSNR over step; below it {', '.join(criteria)}, with the steps that they choose")
+    show(figure, "stopping", "PSNR over step; below it hold-out, with the step that it chooses")
 
 
 def compare(images, zoom):
@@ -286,10 +314,15 @@ def compare(images, zoom):
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
-    if not (len(zoom) == 4 and all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False))):
+    four = isinstance(zoom, tuple | list) and len(zoom) == 4
+    if not four or not all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
         raise ValueError(f"zoom: got {zoom}; wants top, left, height and width as shares, inside the image")
-    top, left, height, width = (round(part * side) for part, side in zip(zoom, sizes.pop() * 2, strict=True))
-    height, width = max(height, 1), max(width, 1)
+    size = sizes.pop()
+    height, width = (max(1, round(share * side)) for share, side in zip(zoom[2:], size, strict=True))
+    top, left = (
+        min(round(share * side), side - length)
+        for share, side, length in zip(zoom, size, (height, width), strict=False)
+    )
     part = np.s_[:, top : top + height, left : left + width]
     figure, (above, below) = draw_grid([whole, [("", image[part]) for _, image in whole]], len(whole), dpi=110)
     for axes in above:
@@ -355,9 +388,11 @@ def show_table(rows):
 def verdict(sentence, holds, runs=()):
     """Print a claim, and whether it holds; nothing is raised, what follows in a notebook is run all the same.
 
-    Where one of the `runs` that it was measured on was stopped by hand, there is
-    no verdict.
+    Where one of the `runs` that it was measured on, a list, was stopped by hand,
+    there is no verdict.
     """
+    if isinstance(runs, Fit | dict):
+        raise TypeError(f"runs: got {type(runs).__name__}; wants a list of runs")
     stopped = sum(run.interrupted for run in runs)
     if stopped:
         say(f"No verdict: {stopped} of the runs were stopped by hand.")

@@ -29,16 +29,19 @@ class LivePlot:
     """
 
     def __init__(self, *names):
-        self.names = names or ("output",)
+        self.names = tuple(map(str, names)) or ("output",)
         self.text = f"<live plot: {', '.join(self.names)}>"
         self.runs, self.handle, self.pace = {}, DisplayHandle(), Pace(DRAWING_SHARE)
 
     def __call__(self, run):
         """Show the state of a single fit."""
+        if len(self.names) > 1:
+            raise ValueError("watch: got a LivePlot of several fits; wants its track(name)")
         self._update(self.names[0], run)
 
     def track(self, name):
         """The `watch` of the fit with this name."""
+        name = str(name)
         if name not in self.names:
             raise ValueError(f"name: got {name!r}; wants one of {', '.join(self.names)}")
         return lambda run: self._update(name, run)

@@ -5,6 +5,7 @@ stands in their place. Core widgets of ipywidgets 7.7 and above.
 """
 
 import html
+import itertools
 import tempfile
 import threading
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch.nn.functional import interpolate
 
 from ..engine.checks import check_image
 from ..engine.machine import Pace, say
+from ..fitting import Fit
 from ..images import load_image, save_image
-from .figures import GREY, draw_images
+from .figures import GREY, WIDTH, draw_images, in_lines, plain
 from .live import DRAWING_SHARE
 from .page import bundle, in_notebook, png, show
 
@@ -51,6 +53,9 @@ def explore(function, **controls):
 
     It takes the values of the controls by name and returns a dict of tensors (C, H, W).
     """
+    for name, control in controls.items():
+        if not isinstance(control, ipywidgets.Widget):
+            raise TypeError(f"{name}: got {control!r}; wants a widget, for example ipywidgets.FloatSlider()")
     picture, message = new_picture(f"What the controls {', '.join(controls)} make"), ipywidgets.HTML()
 
     def draw():
@@ -60,7 +65,8 @@ def explore(function, **controls):
         try:
             picture.value = png(draw())
             message.value = ""
-        except (TypeError, ValueError) as error:
+        # Of a user's function anything may come.
+        except Exception as error:
             message.value = bold(error)
 
     for name, control in controls.items():
@@ -69,8 +75,8 @@ def explore(function, **controls):
     figure = draw()
     picture.value = png(figure)
     # Without a kernel no control tells.
-    state = (f"{control.description} {control.value}" for control in controls.values())
-    figure.suptitle(", ".join(state), fontsize=9)
+    state = ", ".join(f"{control.description} {control.value}" for control in controls.values())
+    figure.suptitle(plain(in_lines(state, WIDTH)), fontsize=9)
     show_panel(ipywidgets.VBox([*controls.values(), message, picture]), figure, ", ".join(controls))
 
 
@@ -91,7 +97,7 @@ class OwnImagePanel:
         self.upload = ipywidgets.FileUpload(accept="image/*", multiple=False, description="upload")
         self.path = ipywidgets.Text(description="or path", placeholder="photo.jpg", continuous_update=False, style=wide)
         self.longest = ipywidgets.IntSlider(128, 64, 512, 32, description="longest side", style=wide)
-        self.steps = ipywidgets.IntSlider(steps, 10, max(2000, steps), 10, description="steps", style=wide)
+        self.steps = ipywidgets.IntSlider(steps, 1, max(2000, steps), description="steps", style=wide)
         self.start = ipywidgets.Button(description="start", icon="play", button_style="primary")
         self.stop = ipywidgets.Button(description="stop", icon="stop", disabled=True)
         self.save = ipywidgets.Button(description="save as PNG", icon="save", disabled=True)
@@ -158,6 +164,8 @@ class OwnImagePanel:
     def _fit(self):
         try:
             self.run = self.try_it(self.image, self.steps.value, self._watch)
+            if not isinstance(self.run, Fit):
+                raise TypeError(f"try_it: got one that returns {type(self.run).__name__}; wants one that returns a Fit")
             self.save.disabled = False
         except Exception as error:
             self.message.value = bold(error)
@@ -165,8 +173,9 @@ class OwnImagePanel:
             self.stop.disabled, self.start.disabled = True, False
 
     def _save(self, _):
-        path = Path("deep_image_prior.png").resolve()
         try:
+            paths = (Path(f"deep_image_prior_{number}.png").resolve() for number in itertools.count(1))
+            path = next(path for path in paths if not path.exists())
             save_image(self.run.result.clamp(0, 1), path)
         except OSError as error:
             self.message.value = bold(error)

@@ -9,10 +9,9 @@ from IPython.display import display
 from PIL import Image
 
 from ..engine.checks import check_image
-from ..fitting import Fit
 from ..images import crop, to_uint8
 from ..metrics import psnr
-from .figures import by_name, check_beside
+from .figures import check_beside, runs_by_name
 from .page import in_notebook, write
 
 #: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
@@ -51,10 +50,10 @@ setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").fo
 """
 
 
-def _part(image, largest, centre):
-    """At most `largest` pixels of each side, about a point given in shares of the sides."""
+def _part(image, shares, centre):
+    """A part of an image; its size and its middle are given in shares of the sides."""
     sides = image.shape[1:]
-    size = [min(side, largest) for side in sides]
+    size = [max(1, round(share * side)) for share, side in zip(shares, sides, strict=True)]
     top, left = (
         min(max(round(share * side - length / 2), 0), side - length)
         for share, side, length in zip(centre, sides, size, strict=True)
@@ -77,7 +76,7 @@ def _frame(image, name, caption, zoom, quality):
     )
 
 
-def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
+def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     """A slider over the kept images of up to four runs; it works without a kernel.
 
     Where scripts do not run the same images stand one under the other as a
@@ -85,18 +84,17 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
 
     Parameters
     ----------
-    runs : Fit or dict of str to Fit
+    runs : dict of str to Fit
         Runs that kept the same steps.
     beside : {"target", "reference"}
         What stands above the outputs.
-    largest : int, optional
-        Sides in pixels, 256 or of four runs 200, beyond which only a part of an
-        image is shown, so that noise is seen pixel for pixel.
     centre : tuple of float
-        The middle of that part, as shares of height and width.
+        The middle of what is shown of an output with more than 256 pixels on a
+        side, 200 where there are four runs, as shares of height and width: so
+        noise is seen pixel for pixel.
     """
-    runs = {"output": runs} if isinstance(runs, Fit) else by_name("runs", runs)
-    if not 1 <= len(runs) <= 4:
+    runs = runs_by_name(runs)
+    if len(runs) > 4:
         raise ValueError(f"runs: got {len(runs)}; wants one to four")
     check_beside("beside", beside, runs)
     steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
@@ -104,23 +102,24 @@ def browse(runs, *, beside="target", largest=None, centre=(0.5, 0.5)):
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
     for name, run in runs.items():
         check_image(name, run.output, bounded=False)
-    largest = largest or (256 if len(runs) < 4 else 200)
+    largest = 256 if len(runs) < 4 else 200
     longest = max(max(run.output.shape[1:]) for run in runs.values())
     zoom = max(1, 300 // min(longest, largest))
 
     def caption(run, step):
         if step is None:
-            part = "a part of it" if max(getattr(run, beside).shape[1:]) > largest else "all of it"
+            part = "a part of it" if max(run.output.shape[1:]) > largest else "all of it"
             return part if len(runs) == 1 else f"{beside}, {part}"
         quality = "" if run.reference is None else f" · {psnr(run.reference, run.kept[step]):.2f} dB"
-        return f"step {step} · loss {run.loss[step]:.4f}{quality}"
+        return f"step {step} · loss {run.loss[step]:.4g}{quality}"
 
     def row(step, quality):
         frames = ""
         for name, run in runs.items():
             image = getattr(run, beside) if step is None else run.kept[step]
             title = beside if step is None and len(runs) == 1 else name
-            frames += _frame(_part(image, largest, centre), title, caption(run, step), zoom, quality)
+            shares = [min(1, largest / side) for side in run.output.shape[1:]]
+            frames += _frame(_part(image, shares, centre), title, caption(run, step), zoom, quality)
         return f'<div data-step="{step}" style="display:flex;flex-wrap:wrap;margin:0 0 6px">{frames}</div>'
 
     fixed = row(None, QUALITIES[0])
