@@ -1,5 +1,7 @@
 """What one would use instead: classical denoisers, and pixels without a network."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import skimage  # loads its parts when they are first used
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 from .corruption import add_gaussian_noise
 from .engine.checks import check_choice, check_floating, check_image, check_number, check_size
+from .engine.machine import say
 from .metrics import psnr
 
 #: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
@@ -62,9 +65,12 @@ def tune_denoiser(photographs, method, sigma):
     """The strength that is best, in mean PSNR, on clean photographs (C, H, W) to which noise of `sigma` is added.
 
     The fair way to set a baseline's parameter: on other photographs than the one
-    that it is judged on.
+    that it is judged on. The strengths to choose from suit a `sigma` about 1/10; where
+    one at an end of them is best, a line says so.
     """
     check_choice("method", method, STRENGTHS)
+    if isinstance(photographs, torch.Tensor) or not isinstance(photographs, Iterable):
+        raise TypeError(f"photographs: got {type(photographs).__name__}; wants a list of images (C, H, W)")
     photographs = [check_image("photographs", photograph) for photograph in photographs]
     if not photographs:
         raise ValueError("photographs: got none; wants at least one")
@@ -74,7 +80,11 @@ def tune_denoiser(photographs, method, sigma):
         pairs = zip(photographs, noisy, strict=True)
         return np.mean([psnr(clean, denoise(image, method, sigma, strength)) for clean, image in pairs])
 
-    return max(STRENGTHS[method], key=mean_psnr)
+    strengths = STRENGTHS[method]
+    best = max(strengths, key=mean_psnr)
+    if best in (strengths[0], strengths[-1]):
+        say(f"{method}: the best strength, {best}, is an end of what was tried; a better one may lie beyond.")
+    return best
 
 
 class Pixels(nn.Module):

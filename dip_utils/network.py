@@ -4,6 +4,8 @@ Ulyanov, Vedaldi, Lempitsky, *Deep Image Prior*, CVPR 2018, supplementary
 material, section 1. The report's requirements 1 to 3 use two instances of it.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -110,6 +112,9 @@ class SkipNetwork(nn.Module):
     def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, seed):
         check_integer("input_channels", input_channels, 1)
         check_integer("output_channels", output_channels, 1)
+        for name, numbers in (("channels", channels), ("skip_channels", skip_channels)):
+            if not isinstance(numbers, Iterable):
+                raise TypeError(f"{name}: got {numbers!r}; wants an integer for each scale")
         channels, skip_channels = tuple(channels), tuple(skip_channels)
         if not channels or len(channels) != len(skip_channels):
             raise ValueError(

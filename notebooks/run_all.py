@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 
 import nbformat
@@ -149,7 +150,8 @@ def pack(output):
 
     PNG cannot pack noise, and a file with too many megabytes is not shown on GitHub.
     """
-    picture = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGB")
+    drawn = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGBA")
+    picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
     about = output.metadata.pop("image/png", {})
     # A JPEG is not optimized: Pillow fails there for pictures that noise fills.
     exact, photograph = encoded(picture, "png", optimize=True), encoded(picture, "jpeg", quality=93, subsampling=0)
@@ -174,9 +176,9 @@ def finish_page(page, notebook):
     from elsewhere, of which our notebooks have none.
     """
     soup = BeautifulSoup(page, "html.parser")
-    for shown, cell in zip(soup.select("main > .jp-Cell"), notebook.cells, strict=True):
-        if cell.metadata.get("jupyter", {}).get("source_hidden"):
-            fold = shown.select_one(".jp-Cell-inputWrapper").wrap(soup.new_tag("details"))
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.source and cell.metadata.get("jupyter", {}).get("source_hidden"):
+            fold = soup.find(id=f"cell-id={cell.id}").select_one(".jp-Cell-inputWrapper").wrap(soup.new_tag("details"))
             title = soup.new_tag("summary", style="font: 14px sans-serif; margin-left: 5em")
             title.string = cell.source.splitlines()[0].lstrip("# ").removeprefix("@title ")
             fold.insert(0, title)
@@ -184,17 +186,21 @@ def finish_page(page, notebook):
         if "://" in str(script) or "MathJax" in str(script):
             script.decompose()
     for picture in soup.select(".jp-MarkdownOutput img"):
-        if "://" in picture["src"]:
-            picture.replace_with(picture["alt"])
-        elif not picture["src"].startswith("data:"):
-            file = base64.b64encode((HERE / picture["src"]).read_bytes()).decode()
-            picture["src"] = f"data:image/{Path(picture['src']).suffix[1:]};base64,{file}"
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    described = [description for kind, description in map(picture_of, outputs) if kind]
+        source = picture.get("src", "")
+        # nbconvert embeds no file from outside of the notebook's folder.
+        file = HERE / urllib.parse.unquote(source)
+        if "://" in source:
+            picture.replace_with(picture.get("alt", ""))
+        elif not source.startswith("data:") and file.is_file():
+            picture["src"] = f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    described = {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        kind, description = picture_of(output)
+        if kind:
+            described[output.data[kind].strip()] = description
     # Those of the sliders have theirs already.
-    pictures = soup.select(".jp-OutputArea-output.jp-RenderedImage img")
-    for picture, description in zip(pictures, described, strict=True):
-        picture["alt"] = description
+    for picture in soup.select(".jp-RenderedImage img"):
+        picture["alt"] = described.get(picture["src"].partition(",")[2].strip(), "")
     return str(soup)
 
 

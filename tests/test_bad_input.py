@@ -88,8 +88,14 @@ CASES = {
     ),
     "tuning on one picture": (
         lambda: dip.tune_denoiser(IMAGE, "wavelet", 0.1),
-        ValueError,
-        ["photographs", "(32, 48)", "(channels, height, width)"],
+        TypeError,
+        ["photographs", "Tensor", "list of images"],
+    ),
+    "network of one width": (lambda: dip.SkipNetwork(3, 128, 4, seed=0), TypeError, ["channels", "128", "each scale"]),
+    "network of no skips": (
+        lambda: dip.SkipNetwork(3, (8, 8), None, seed=0),
+        TypeError,
+        ["skip_channels", "None", "each scale"],
     ),
     "steps of no curve": (lambda: dip.steps_to_reach(fit().psnr, 20), TypeError, ["curve", "None", "each step"]),
     "share of no curve": (lambda: dip.share_explained(IMAGE, None), TypeError, ["loss", "None", "each step"]),

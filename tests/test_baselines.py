@@ -55,6 +55,11 @@ def test_strengths_reach_beyond_the_best_at_the_labs_noise():
         assert strengths[0] < dip.tune_denoiser(photographs, method, 25 / 255) < strengths[-1], method
 
 
+def test_tuning_says_where_its_strengths_end(photograph, capsys):
+    assert dip.tune_denoiser([photograph], "Gaussian blur", 1 / 255) == STRENGTHS["Gaussian blur"][0]
+    assert "Gaussian blur: the best strength, 0.4, is an end" in capsys.readouterr().out
+
+
 def test_pixels_make_one_step_of_adam(photograph):
     """Adam's first step moves every pixel by the learning rate, against the sign of its error."""
     z = torch.full_like(photograph, 0.5)

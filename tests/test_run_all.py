@@ -113,11 +113,41 @@ def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
     assert sum("data-browse" in script.text for script in soup.find_all("script")) >= len(sliders) > 0
 
 
-def packed(pixels):
-    """The kind of file that a picture is stored as, its bytes, and its pixels."""
+def png(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
-    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_page_of_a_students_notebook(tmp_path, monkeypatch):
+    """With what ours do not have: raw cells, empty ones, rich results, pictures that are not there."""
+    monkeypatch.setattr(run_all, "RESULTS", tmp_path)
+    monkeypatch.setattr(run_all, "HERE", tmp_path)
+    picture = png(np.zeros((4, 4, 3), dtype=np.uint8))
+    (tmp_path / "my photo.png").write_bytes(base64.b64decode(picture))
+    hidden = {"jupyter": {"source_hidden": True}}
+    results = [
+        nbformat.v4.new_output("display_data", data={"image/png": picture, "text/html": "<b>rich</b>"}),
+        nbformat.v4.new_output("display_data", data={"image/png": picture}, metadata={"image/png": {"alt": "black"}}),
+    ]
+    text = "![there](my%20photo.png) ![gone](gone.png) ![far](https://example.org/a.png) <img alt='bare'>"
+    cells = [
+        nbformat.v4.new_raw_cell("raw", metadata=hidden),
+        nbformat.v4.new_code_cell("", metadata=hidden),
+        nbformat.v4.new_code_cell("# @title Mine\n1 + 1", metadata=hidden, outputs=results),
+        nbformat.v4.new_markdown_cell(text),
+    ]
+    _, page = run_all.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "mine.ipynb")
+    soup = BeautifulSoup(page.read_text("utf-8"), "html.parser")
+    assert [title.text for title in soup.select("summary")] == ["Mine"] and soup.find("b", string="rich")
+    assert [image["alt"] for image in soup.select(".jp-RenderedImage img")][-1] == "black"
+    shown = {image["alt"]: image.get("src", "") for image in soup.select(".jp-MarkdownOutput img")}
+    assert shown["there"] == f"data:image/png;base64,{picture}" and set(shown) == {"there", "gone", "bare"}
+
+
+def packed(pixels):
+    """The kind of file that a picture is stored as, its bytes, and its pixels."""
+    data = {"image/png": png(pixels)}
     output = nbformat.v4.new_output("display_data", data=data, metadata={"image/png": {"alt": "noise"}})
     run_all.pack(output)
     ((kind, text),) = output.data.items()
@@ -130,6 +160,8 @@ def test_pictures_are_packed():
     flat = np.zeros((50, 80, 3), dtype=np.uint8)
     kind, _, stored = packed(flat)
     assert kind == "image/png" and np.array_equal(stored, flat)
+    # What is transparent shows the page.
+    assert (packed(np.zeros((50, 80, 4), dtype=np.uint8))[2] == 255).all()
     # Nothing but noise, from border to border: the worst for a JPEG.
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     kind, size, stored = packed(noise)
