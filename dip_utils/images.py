@@ -15,16 +15,16 @@ from .engine.decoding import decode
 from .engine.machine import say
 from .resampling import resize
 
-SAMPLES = ("astronaut", "chelsea", "coffee", "rocket")
+SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "retina", "grass")
 #: How files are written: without loss, or nearly.
 FINE = {"quality": 95, "subsampling": 0}
 ENDINGS = {".png": {}, ".jpg": FINE, ".jpeg": FINE, ".webp": {"lossless": True}, ".tif": {}, ".tiff": {}, ".bmp": {}}
 
 
 def sample(name):
-    """A photograph of scikit-image, (3, H, W): "astronaut", "chelsea", "coffee" or "rocket"."""
+    """A photograph of scikit-image: "astronaut", "chelsea", "coffee", "rocket", "retina", or "grass" in grey."""
     check_choice("name", name, SAMPLES)
-    pixels = getattr(skimage.data, name)() / np.float32(255)
+    pixels = np.atleast_3d(getattr(skimage.data, name)()) / np.float32(255)
     return torch.from_numpy(pixels).movedim(2, 0).contiguous()
 
 

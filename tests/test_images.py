@@ -313,11 +313,18 @@ def test_a_file_cut_short_is_refused_in_words(tmp_path, photograph, name):
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("astronaut", (512, 512)), ("chelsea", (300, 451)), ("coffee", (400, 600)), ("rocket", (427, 640))],
+    [
+        ("astronaut", (3, 512, 512)),
+        ("chelsea", (3, 300, 451)),
+        ("coffee", (3, 400, 600)),
+        ("rocket", (3, 427, 640)),
+        ("retina", (3, 1411, 1411)),
+        ("grass", (1, 512, 512)),
+    ],
 )
 def test_photographs_of_scikit_image(name, shape):
     image = dip.sample(name)
-    assert image.shape == (3, *shape) and image.is_contiguous() and image.min() == 0 and image.max() > 0.9
+    assert image.shape == shape and image.is_contiguous() and image.min() == 0 and image.max() > 0.9
     file = ROOT / "images" / f"{name}.png"
     if file.exists():
         assert torch.equal(image, dip.load_image(file))
