@@ -1,6 +1,6 @@
 """What might make the average better at no extra step time, and what it gave; `python -m benchmarks.average`.
 
-Denoising every bundled photograph at 128 × 128, σ = 25/255, three seeds on the
+Denoising each of four photographs at 128 × 128, σ = 25/255, three seeds on the
 same noisy picture, until hold-out ends the fit. All outputs are kept, and the
 averages worked out from them. Half an hour on two cores.
 """

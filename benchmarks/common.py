@@ -25,7 +25,7 @@ PIECE = 200
 
 
 def square(name, side):
-    """The middle of a bundled photograph, as a small square."""
+    """The middle of a photograph, as a small square."""
     image = dip.sample(name)
     whole = min(image.shape[1:])
     return dip.resize(dip.crop(image, whole, whole), side, side)

@@ -1,6 +1,6 @@
 """Denoising, blind, beside classical denoisers; `make denoising`, ARGS="--folder PATH" for your own pictures.
 
-Noise of σ = 25/255 on the bundled photographs at 256 × 256, or on every picture
+Noise of σ = 25/255 on four of scikit-image's photographs at 256 × 256, or on every picture
 of a folder. Network 2 learns neither σ nor the clean picture: of 1800 steps
 hold-out chooses the one whose average is taken. Three seeds, all on the same
 noisy picture. The strengths of the classical denoisers are those of notebook 2,
@@ -28,7 +28,7 @@ SIDE, STEPS, SEEDS = 256, 1800, (0, 1, 2)
 
 
 def pictures(folder=None, longest=None):
-    """Clean images by name: of a folder's image files that are large enough, or the bundled photographs."""
+    """Clean images by name: of a folder's image files that are large enough, or four of scikit-image's photographs."""
     if folder is None:
         return {name: square(name, SIDE) for name in PHOTOGRAPHS}
     readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -116,7 +116,9 @@ def written(column, values):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, metavar="PATH", help="of pictures, instead of the bundled photographs")
+    parser.add_argument(
+        "--folder", type=Path, metavar="PATH", help="of pictures, instead of four of scikit-image's photographs"
+    )
     parser.add_argument("--longest", type=int, metavar="N", help="shrink the folder's pictures to N pixels at most")
     parser.add_argument("--steps", type=int, default=STEPS, help="of a run; %(default)s where not given")
     given = parser.parse_args()

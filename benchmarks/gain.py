@@ -1,6 +1,6 @@
 """How the batch norms begin: weights uniform in (0, 1), as in 2018, against the ones of today's PyTorch; `make gain`.
 
-Denoising every bundled photograph, σ = 25/255, three seeds, 600 steps at
+Denoising each of four photographs, σ = 25/255, three seeds, 600 steps at
 128 × 128 and at 256 × 256. Noted is the PSNR of the average at its best and at
 the end. An hour and a half on two cores, most of it for 256 × 256.
 """

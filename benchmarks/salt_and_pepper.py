@@ -1,4 +1,4 @@
-"""Salt-and-pepper noise: an L1 loss against the mean squared error, on a bundled photograph.
+"""Salt-and-pepper noise: an L1 loss against the mean squared error, on a photograph.
 
 Network 2, chelsea, 96 × 96, a tenth of the values set to 0 or 1, 1000 steps each;
 some minutes. Noted is the best step that there is, found with the clean image,

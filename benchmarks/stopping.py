@@ -1,4 +1,4 @@
-"""When to stop, on every bundled photograph at three noise levels and on a grey one stored as RGB; `make stopping`.
+"""When to stop, on each of four photographs at three noise levels and on a grey one stored as RGB; `make stopping`.
 
 For each a run without a stop: network 2, 96 × 96 pixels, 1600 steps; as many at a
 time as there are cores, each on one. The held-out error is computed on the way,

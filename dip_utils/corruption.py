@@ -6,6 +6,7 @@ shape. What is random takes a seed and leaves the global random state alone.
 """
 
 import io
+import operator
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
-    order = [int(channel) for channel in order]
+    order = [operator.index(channel) for channel in order]
     if sorted(order) != list(range(len(image))):
         raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")
     return image[order]

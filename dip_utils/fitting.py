@@ -66,15 +66,15 @@ class Fit:
     device, precision : str
         Where it ran, and the dtype of the activations at the end.
     running, interrupted, diverged : bool
-        Whether it is under way; was stopped by hand; or gave up. Neither is so
-        where hold-out ended it before the planned steps.
+        Whether it is under way; was stopped by hand; or gave up. All are False
+        where hold-out ended it early.
     remarks : list of str
         What happened on the way, one sentence each.
     rates, state : dict
         What `fit(..., start=run)` compares and needs to go on.
     """
 
-    #: While it is under way: makes what is known of it at its end only, a dict.
+    #: While it is under way, a function that returns, as a dict, what is otherwise filled in at its end.
     complete = None
 
     z: torch.Tensor
@@ -119,10 +119,10 @@ class Fit:
     def save(self, path):
         """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it.
 
-        Of a run under way, as `watch` sees it, comes back one that was stopped there.
+        A run under way, as `watch` sees it, comes back as one that was stopped there.
         """
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        if self.running:
+        if self.complete is not None:
             content |= self.complete() | {"running": False, "interrupted": True}
         saving.save(content, path)
 
@@ -213,8 +213,8 @@ def fit(
     start : Fit, optional
         A run to go on with: its weights and moments are taken up, and its noise
         where it ran on the same kind of device. Must have the same z, target and
-        reference (if both have one), a network built alike, and leave the same
-        pixels out. Operator, loss, learning rate and noise may be others.
+        reference (if both have one), a network built alike, and with `stop` have had
+        a `HoldOut` too. Operator, loss, learning rate and noise may be others.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
         of the time, and once at the end. It may save the run, to go on from there
@@ -272,7 +272,11 @@ def fit(
             pixels = math.prod(z.shape[1:])
             with stop_button() as presses, on_device(settings, pixels), lent(network, settings) as idle:
                 problem = Problem(network, *images, shape, run.planned, settings, idle)
-                return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
+                try:
+                    return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
+                finally:
+                    # It would hold on to all that is on the device.
+                    run.complete = None
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
@@ -309,7 +313,7 @@ def _descend(problem, run, start, keep, watcher, presses):
                     watcher.show(run)
     except KeyboardInterrupt:
         # Raised inside a step, by an operator; a second press of ■ means it.
-        if presses:
+        if len(presses) > 1:
             raise
         presses.append(True)
         step = guard.go_back()

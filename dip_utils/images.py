@@ -1,4 +1,4 @@
-"""Images: files in and out, the bundled photographs.
+"""Images: files in and out, scikit-image's photographs.
 
 An image is a float32 tensor (C, H, W) on the CPU with values in [0, 1]. Three
 channels are red, green and blue; any other number of them is shown and saved as
@@ -105,7 +105,7 @@ def to_uint8(image):
 def save_image(image, path):
     """Write an image (C, H, W) in [0, 1] as an 8-bit file; the ending of `path` names the format.
 
-    All formats but JPEG keep every pixel, and that nearly. Of other than one or three
+    JPEG loses a little, all others keep every pixel. Of other than one or three
     channels the mean is saved, and a line says so.
     """
     image, path = check_image("image", image), check_path(path)

@@ -51,7 +51,7 @@ class HoldOut:
         check_integer("first", self.first, 0)
 
     def choose(self, total):
-        """Positions of the pixels to leave out, all channels of each, of `total`; always the same."""
+        """Positions, of `total`, of the pixels to leave out with all their channels; the same every time."""
         if total < 2:
             raise ValueError("target: got a single pixel; wants two at least, to leave one of them out")
         number = min(PIXELS, -(-total // 20))

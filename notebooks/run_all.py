@@ -100,7 +100,8 @@ class Client(NotebookClient):
 
 def execute(path):
     """Execute one notebook; return it and what went wrong, a list of texts: claims that do not hold among them."""
-    notebook = nbformat.read(path, as_version=4)
+    # Upgraded: older ones have no names of cells.
+    notebook = nbformat.v4.upgrade(nbformat.read(path, as_version=4))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None

@@ -268,7 +268,7 @@ CASES = {
     "slider of a run": (lambda: dip.browse(fit()), TypeError, ["runs", "Fit", "dict"]),
     "slider of images": (lambda: dip.browse({"a": IMAGE}), TypeError, ["runs", "Tensor as 'a'", "as fit returns it"]),
     "film strip of nothing": (lambda: dip.film_strip({}, [0]), ValueError, ["runs", "none"]),
-    "film strip of a step": (lambda: dip.film_strip({"a": fit()}, 4), TypeError, ["steps", "4", "(0, 4)"]),
+    "film strip of a step": (lambda: dip.film_strip({"a": fit()}, 4), TypeError, ["steps", "4", "(0, 100)"]),
     "curves of nothing": (lambda: dip.plot_curves({}, ylabel="loss"), ValueError, ["panels", "none"]),
     "curve of no reference": (
         lambda: dip.plot_curves({"PSNR": {"mine": fit().psnr}}, ylabel="dB"),

@@ -483,7 +483,7 @@ def test_panels(lab):
     expect(button("start")).to_be_enabled(timeout=30_000)
     button("save as PNG").click()
     expect(page.locator(".widget-html").last).to_contain_text("saved as", timeout=10_000)
-    assert (lab.root / "deep_image_prior.png").stat().st_size > 0
+    assert (lab.root / "deep_image_prior_1.png").stat().st_size > 0
     page.close()
     lab.shut_kernels_down()
 

@@ -336,7 +336,6 @@ def test_what_a_user_adds_does_not_spoil_a_saved_run(z, photograph, tmp_path):
     assert np.array_equal(loaded.loss, run.loss) and not hasattr(loaded, "title")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as on Unix")
 def test_a_run_saved_under_way_is_gone_on_from_there(z, photograph, tmp_path):
     path, options = tmp_path / "run.pt", dict(operator=Slow(0.01), stop=dip.HoldOut(first=0), trace=9)
 
@@ -352,6 +351,35 @@ def test_a_run_saved_under_way_is_gone_on_from_there(z, photograph, tmp_path):
     assert torch.equal(rest.chosen, whole.chosen) and torch.equal(rest.trace, whole.trace)
 
 
+def test_a_run_that_failed_holds_on_to_nothing_but_itself(z, photograph, tmp_path):
+    """A watch may have kept it, as the live plot does."""
+    seen, problems = [], []
+
+    def fail(x):
+        raise OverflowError("no more")
+
+    def look(run):
+        problems.append(weakref.ref(run.complete.__closure__[0].cell_contents))
+        seen.append(run)
+
+    with pytest.raises(OverflowError):
+        fit(z, photograph, 500, operator=nn.Sequential(Slow(0.01), Broken([120], fail)), watch=look)
+    gc.collect()
+    assert problems and all(problem() is None for problem in problems)
+    seen[0].save(tmp_path / "run.pt")
+    assert dip.load_fit(tmp_path / "run.pt").steps == seen[0].steps
+
+
+def test_one_press_and_a_watch_that_stops_lose_nothing(z, photograph):
+    def press_and_stop(run):
+        if run.running:
+            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
+
+    assert fit(z, photograph, 100_000, watch=press_and_stop).interrupted
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the size of files is limited as on Unix")
 def test_failed_save_leaves_the_old_file(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     run = fit(z, photograph)

@@ -36,7 +36,8 @@ TUNING = {
 
 @contextlib.contextmanager
 def tuned(**changes):
-    """Use other settings in this block."""
+    """Use other settings in this block, in all threads."""
+    assert changes.keys() <= TUNING.keys(), changes
     before = dict(TUNING)
     TUNING.update(changes)
     try:

@@ -46,5 +46,7 @@ def load(path):
         raise
     # Reading another file, the unpickler raises anything.
     except Exception as error:
-        raise ValueError(f"path: got {str(path)!r}, truncated or not a run that Fit.save wrote") from error
+        raise ValueError(
+            f"path: got {str(path)!r}, truncated, or not a run that Fit.save wrote in this version"
+        ) from error
     return content

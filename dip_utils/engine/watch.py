@@ -30,7 +30,7 @@ class Watcher:
                 self.watch(run)
             except KeyboardInterrupt:
                 # The second press of ■; or the watch's own, which ends the fit as a first one does.
-                if self.presses and run.running:
+                if len(self.presses) > 1 and run.running:
                     raise
                 self.presses.append(True)
             except Exception as error:
@@ -50,9 +50,9 @@ def stop_button():
     before = signal.getsignal(signal.SIGINT)
 
     def press(number, frame):
-        if presses:
-            raise KeyboardInterrupt
         presses.append(True)
+        if len(presses) > 1:
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, press)
     try:

@@ -103,7 +103,7 @@ def style_axes(axes, xlabel, ylabel, title=""):
 def add_legend(figure, grid):
     """One legend for all panels, below them."""
     labels = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = max(1, min(6, len(labels), int(LETTERS * WIDTH / (max(map(len, labels)) + 6))))
+    columns = max(1, min(6, len(labels), int(LETTERS * WIDTH / (max(map(len, labels), default=0) + 6))))
     figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
@@ -173,7 +173,7 @@ def show_images(images, *, columns=None):
 def check_kept(runs, steps):
     """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
     if not isinstance(steps, Iterable):
-        raise TypeError(f"steps: got {steps!r}; wants some steps, for example (0, {steps})")
+        raise TypeError(f"steps: got {steps!r}; wants some steps, for example (0, 100)")
     for name, run in runs.items():
         missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
         if missing:
@@ -216,9 +216,9 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     levels : dict of str to float, optional
         Horizontal lines: their names and heights.
     """
-    panels = {title: by_name("panels", curves) for title, curves in by_name("panels", panels).items()}
     panels = {
-        title: {name: check_curve(name, curve) for name, curve in curves.items()} for title, curves in panels.items()
+        title: {name: check_curve(name, curve) for name, curve in by_name("panels", curves).items()}
+        for title, curves in by_name("panels", panels).items()
     }
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -231,8 +231,8 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         # Behind the last panel, where no curve can be.
-        grid[-1].annotate(name, (1, level), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          va="center", fontsize=8, color=GREY)  # fmt: skip
+        place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
+        grid[-1].annotate(plain(name), (1, level), (3, 0), fontsize=8, color=GREY, **place)
     if minimum is not None:
         grid[0].set_ylim(bottom=minimum)
     add_legend(figure, grid)
@@ -314,7 +314,7 @@ def compare(images, zoom):
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
-    four = isinstance(zoom, tuple | list) and len(zoom) == 4
+    four = isinstance(zoom, Iterable) and len(zoom := tuple(zoom)) == 4
     if not four or not all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
         raise ValueError(f"zoom: got {zoom}; wants top, left, height and width as shares, inside the image")
     size = sizes.pop()

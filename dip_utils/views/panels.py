@@ -54,7 +54,7 @@ def explore(function, **controls):
     It takes the values of the controls by name and returns a dict of tensors (C, H, W).
     """
     for name, control in controls.items():
-        if not isinstance(control, ipywidgets.Widget):
+        if not isinstance(control, ipywidgets.ValueWidget):
             raise TypeError(f"{name}: got {control!r}; wants a widget, for example ipywidgets.FloatSlider()")
     picture, message = new_picture(f"What the controls {', '.join(controls)} make"), ipywidgets.HTML()
 

@@ -89,9 +89,8 @@ def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     beside : {"target", "reference"}
         What stands above the outputs.
     centre : tuple of float
-        The middle of what is shown of an output with more than 256 pixels on a
-        side, 200 where there are four runs, as shares of height and width: so
-        noise is seen pixel for pixel.
+        Of an output with a side of more than 256 pixels, 200 with four runs, only
+        a part is shown, pixel for pixel: its middle, as shares of height and width.
     """
     runs = runs_by_name(runs)
     if len(runs) > 4:
