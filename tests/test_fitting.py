@@ -307,11 +307,11 @@ def test_damaged_and_foreign_files_are_refused(z, photograph, tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"not an archive", b"some text", b"J1", whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="truncated or not a run"):
+        with pytest.raises(ValueError, match="truncated, or not a run"):
             dip.load_fit(path)
     for foreign in ({"loss": torch.zeros(3)}, torch.zeros(3), [1, 2], build()):
         torch.save(foreign, path)
-        with pytest.raises(ValueError, match="truncated or not a run"):
+        with pytest.raises(ValueError, match="truncated, or not a run"):
             dip.load_fit(path)
 
 
