@@ -1,14 +1,12 @@
 """What one would use instead: classical denoisers, and pixels without a network."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import skimage  # loads its parts when they are first used
 import torch
 from torch import nn
 
 from .corruption import add_gaussian_noise
-from .engine.checks import check_choice, check_floating, check_image, check_number, check_size
+from .engine.checks import check_choice, check_floating, check_image, check_number, check_several, check_size
 from .engine.machine import say
 from .metrics import psnr
 
@@ -69,8 +67,7 @@ def tune_denoiser(photographs, method, sigma):
     one at an end of them is best, a line says so.
     """
     check_choice("method", method, STRENGTHS)
-    if isinstance(photographs, torch.Tensor) or not isinstance(photographs, Iterable):
-        raise TypeError(f"photographs: got {type(photographs).__name__}; wants a list of images (C, H, W)")
+    photographs = check_several("photographs", photographs, "a list of images (C, H, W)")
     photographs = [check_image("photographs", photograph) for photograph in photographs]
     if not photographs:
         raise ValueError("photographs: got none; wants at least one")

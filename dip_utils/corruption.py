@@ -6,13 +6,12 @@ shape. What is random takes a seed and leaves the global random state alone.
 """
 
 import io
-import operator
 
 import numpy as np
 import torch
 from PIL import Image
 
-from .engine.checks import check_image, check_integer, check_number, check_size
+from .engine.checks import check_image, check_integer, check_number, check_several, check_size
 from .engine.machine import seeded
 from .images import to_uint8
 
@@ -72,10 +71,11 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
-    order = [operator.index(channel) for channel in order]
+    # Tensors in it would be taken for indices of their own.
+    order = tuple(np.asarray(check_several("order", order, "a permutation of the channels")).tolist())
     if sorted(order) != list(range(len(image))):
         raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")
-    return image[order]
+    return image[list(order)]
 
 
 def compress_jpeg(image, quality):

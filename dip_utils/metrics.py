@@ -104,9 +104,9 @@ def radial_power(image, *, bands=16):
     """The power spectrum of an image (C, H, W), averaged over directions and channels.
 
     Its frequencies, from 0 to just below 1/2 cycle per pixel (a pattern that changes
-    from pixel to pixel), are divided into rings of equal width: the middle of each ring and the
-    mean power in it are returned, two arrays (bands,). White noise of variance v
-    has power v in every ring. Each side must have 2 · bands pixels.
+    from pixel to pixel), are divided into rings of equal width: the middle of each
+    ring and the mean power in it are returned, two arrays (bands,). White noise of
+    variance v has power v in every ring. Each side must have 2 · bands pixels.
     """
     image = check_image("image", image, bounded=False)
     check_integer("bands", bands, 1)

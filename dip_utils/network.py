@@ -4,13 +4,11 @@ Ulyanov, Vedaldi, Lempitsky, *Deep Image Prior*, CVPR 2018, supplementary
 material, section 1. The report's requirements 1 to 3 use two instances of it.
 """
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .engine.checks import check_integer, check_number, check_size
+from .engine.checks import check_integer, check_number, check_several, check_size
 from .engine.machine import seeded
 
 #: Requirement 1 of the report: 572,827 parameters.
@@ -112,10 +110,8 @@ class SkipNetwork(nn.Module):
     def __init__(self, input_channels, channels, skip_channels, output_channels=3, *, seed):
         check_integer("input_channels", input_channels, 1)
         check_integer("output_channels", output_channels, 1)
-        for name, numbers in (("channels", channels), ("skip_channels", skip_channels)):
-            if not isinstance(numbers, Iterable):
-                raise TypeError(f"{name}: got {numbers!r}; wants an integer for each scale")
-        channels, skip_channels = tuple(channels), tuple(skip_channels)
+        channels = check_several("channels", channels, "an integer for each scale")
+        skip_channels = check_several("skip_channels", skip_channels, "an integer for each scale")
         if not channels or len(channels) != len(skip_channels):
             raise ValueError(
                 f"skip_channels: got {len(skip_channels)} numbers for {len(channels)} scales; "

@@ -124,19 +124,22 @@ def execute(path):
     if client.interrupted:
         problems = ["Interrupted: what was done so far is written."]
     client.say("")
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    said = [line for output in outputs for line in output.get("text", "").splitlines()]
+    said = [line for output in outputs_of(notebook) for line in output.get("text", "").splitlines()]
     problems = [line for line in said if line.startswith(NOT_SHOWN)] + problems
     notebook.metadata.pop("widgets", None)
     notebook.metadata.language_info = {"name": "python"}
-    for cell in notebook.cells:
+    for output in outputs_of(notebook):
+        data = output.get("data", {})
         # A stored widget without its kernel shows as an error; its picture stays.
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            data.pop(WIDGET, None)
-            if "image/png" in data:
-                pack(output)
+        data.pop(WIDGET, None)
+        if "image/png" in data:
+            pack(output)
     return notebook, problems
+
+
+def outputs_of(notebook):
+    """What all of its cells have shown, in order."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
 def encoded(picture, kind, **options):
@@ -195,7 +198,7 @@ def finish_page(page, notebook):
         elif not source.startswith("data:") and file.is_file():
             picture["src"] = f"data:image/{file.suffix[1:]};base64,{base64.b64encode(file.read_bytes()).decode()}"
     described = {}
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+    for output in outputs_of(notebook):
         kind, description = picture_of(output)
         if kind:
             described[output.data[kind].strip()] = description
@@ -217,8 +220,7 @@ def write(notebook, path):
 def write_first_screens():
     """Take the picture of each first screen, which README shows too, from the notebook's own outputs."""
     for name, beginning in FIRST_SCREENS.items():
-        cells = nbformat.read(HERE / f"{name}.ipynb", as_version=4).cells
-        for output in (output for cell in cells for output in cell.get("outputs", [])):
+        for output in outputs_of(nbformat.read(HERE / f"{name}.ipynb", as_version=4)):
             kind, description = picture_of(output)
             if kind and description.startswith(beginning):
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")

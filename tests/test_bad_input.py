@@ -88,9 +88,10 @@ CASES = {
     ),
     "tuning on one picture": (
         lambda: dip.tune_denoiser(IMAGE, "wavelet", 0.1),
-        TypeError,
-        ["photographs", "Tensor", "list of images"],
+        ValueError,
+        ["photographs", "(32, 48)", "(channels, height, width)"],
     ),
+    "tuning on a number": (lambda: dip.tune_denoiser(5, "wavelet", 0.1), TypeError, ["photographs", "5", "images"]),
     "network of one width": (lambda: dip.SkipNetwork(3, 128, 4, seed=0), TypeError, ["channels", "128", "each scale"]),
     "network of no skips": (
         lambda: dip.SkipNetwork(3, (8, 8), None, seed=0),
@@ -228,7 +229,13 @@ CASES = {
         ["image", "1.0001", "[0, 1]"],
     ),
     "image for rows": (lambda: dip.shuffle_rows_and_columns(None, seed=0), TypeError, ["image", "NoneType"]),
-    "two of the channels": (lambda: dip.permute_channels(IMAGE, (0, 1)), ValueError, ["order", "[0, 1]", "3 channels"]),
+    "two of the channels": (lambda: dip.permute_channels(IMAGE, (0, 1)), ValueError, ["order", "(0, 1)", "3 channels"]),
+    "halves of channels": (
+        lambda: dip.permute_channels(IMAGE, (1.9, 0, 2.5)),
+        ValueError,
+        ["order", "(1.9, 0.0, 2.5)"],
+    ),
+    "a channel": (lambda: dip.permute_channels(IMAGE, 1), TypeError, ["order", "1", "permutation"]),
     "empty noise": (lambda: dip.uniform_noise(3, 0, 4, seed=0), ValueError, ["size", "0"]),
     "input of no depth": (lambda: dip.random_input(0, 4, 4, seed=0), ValueError, ["channels", "0"]),
     "input of no scale": (lambda: dip.random_input(1, 4, 4, seed=0, scale=0), ValueError, ["scale", "above 0"]),
@@ -277,7 +284,7 @@ CASES = {
     ),
     "verdict on a run": (lambda: dip.verdict("It holds.", True, fit()), TypeError, ["runs", "Fit", "list"]),
     "half a column": (lambda: dip.show_images({"a": IMAGE}, columns=2.5), TypeError, ["columns", "2.5", "integer"]),
-    "zoom of nothing": (lambda: dip.compare({"a": IMAGE}, None), ValueError, ["zoom", "None", "height and width"]),
+    "zoom of nothing": (lambda: dip.compare({"a": IMAGE}, None), TypeError, ["zoom", "None", "height and width"]),
     "control of two numbers": (lambda: dip.explore(print, s=(0, 1)), TypeError, ["s", "(0, 1)", "widget"]),
     "live plot of several for one": (
         lambda: dip.LivePlot("a", "b")(fit()),

@@ -298,12 +298,12 @@ def test_a_jpeg_above_the_limit_is_read_small_and_nothing_else_is(tmp_path, monk
                 dip.load_image(tmp_path / name, longest=longest)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp", "a.webp", "a.tif", "16.tif"])
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp", "a.tif", "16.tif"])
 def test_a_file_cut_short_is_refused_in_words(tmp_path, photograph, name):
     if name == "16.tif":
         tifffile.imwrite(tmp_path / name, COLOUR, photometric="rgb")
     else:
-        dip.save_image(photograph, tmp_path / name)
+        Image.fromarray((photograph * 255).byte().movedim(0, 2).numpy()).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     for length in range(0, len(whole) * 9 // 10, len(whole) // 20):
         (tmp_path / name).write_bytes(whole[:length])

@@ -3,6 +3,7 @@
 import math
 import numbers
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def check_size(channels, size):
         raise TypeError("size: got none; wants height and width of an image, or the length of a signal")
     for side in size:
         check_integer("size", side, 1)
+
+
+def check_several(name, values, wants):
+    """Return several values as a tuple, or raise where there is one alone."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: got {values!r}; wants {wants}")
+    return tuple(values)
 
 
 def check_path(path):

@@ -20,14 +20,14 @@ class Guard:
     def __init__(self, problem, run, step, stepper):
         self.problem, self.run, self.stepper = problem, run, stepper
         self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
-        self.copied = self.checked = step
+        self.copied = self.checked = self.counted_since = step
         # Not from the record: a run may go on with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
         # The loss of the target's mean colour, or mean value; and that of a perfect copy, since losses may be negative.
         mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
         images = torch.zeros_like(problem.target) + mean, problem.target
         self.flat, self.perfect = (problem.loss_function(image, problem.target).item() for image in images)
-        self.doubtful, self.recovered = False, []
+        self.doubtful, self.recoveries = False, 0
 
     def check(self, step):
         """Look at the newest losses where it is time; return the step to go on from."""
@@ -52,8 +52,10 @@ class Guard:
         return bool(loss - self.perfect > max(4 * (self.usual - self.perfect), (self.flat - self.perfect) / 2))
 
     def _recover(self, step, what):
-        self.recovered = [earlier for earlier in self.recovered if step - earlier <= FORGIVEN_AFTER] + [step]
-        self.run.diverged = len(self.recovered) > MOST_RECOVERIES
+        if step - self.counted_since > FORGIVEN_AFTER:
+            self.recoveries, self.counted_since = 0, step
+        self.recoveries += 1
+        self.run.diverged = self.recoveries > MOST_RECOVERIES
         if self.run.diverged:
             self.run.say(f"The loss {what} again: given up at step {self.copied}, the last good state is kept.")
         else:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..network import SkipNetwork
-from .checks import check_image, check_integer, check_same_shape
+from .checks import check_image, check_integer, check_same_shape, check_several
 from .machine import say
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
@@ -35,15 +35,12 @@ def _copied(name, image):
 
 def checked_steps(keep, first, last):
     """The steps to keep as a set, or an error."""
-    try:
-        keep = set(keep)
-    except TypeError:
-        raise TypeError(f"keep: got {keep!r}; wants some steps, for example (0, {last})") from None
+    keep = check_several("keep", keep, f"some steps, for example (0, {last})")
     for step in keep:
         check_integer("keep", step, 0)
         if not first <= step <= last:
             raise ValueError(f"keep: got {step}; wants steps from {first} to {last}")
-    return keep
+    return set(keep)
 
 
 def rehearse(network, images, settings, start):

@@ -5,7 +5,6 @@ everywhere (Okabe and Ito's colours, told apart with any colour vision).
 """
 
 import textwrap
-from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
@@ -15,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..engine.checks import check_curve, check_image, check_integer
+from ..engine.checks import check_curve, check_image, check_integer, check_several
 from ..engine.machine import say
 from ..fitting import Fit
 from ..images import to_uint8
@@ -62,11 +61,17 @@ def in_lines(text, inches):
     return textwrap.fill(text, max(5, int(LETTERS * inches)))
 
 
-def draw_image(axes, image, caption):
-    """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
+def set_title(axes, title, fontsize):
+    """A title in lines no longer than the place of the axes is wide."""
     place = axes.get_subplotspec()
     ratios = place.get_gridspec().get_width_ratios()
-    axes.set_title(plain(in_lines(caption, WIDTH * ratios[place.colspan.start] / sum(ratios))), fontsize=9)
+    share = ratios[place.colspan.start] / sum(ratios)
+    axes.set_title(plain(in_lines(title, WIDTH * share)), fontsize=fontsize)
+
+
+def draw_image(axes, image, caption):
+    """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
+    set_title(axes, caption, fontsize=9)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if image.ndim == 2:
@@ -95,7 +100,7 @@ def draw_curves(axes, curves, *, names=None, log=False):
 def style_axes(axes, xlabel, ylabel, title=""):
     """Axes with the two lines that carry numbers, and a light grid."""
     axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
-    axes.set_title(title, fontsize=10)
+    set_title(axes, title, fontsize=10)
     axes.grid(True, color="#E5E5E5", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -172,8 +177,7 @@ def show_images(images, *, columns=None):
 
 def check_kept(runs, steps):
     """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
-    if not isinstance(steps, Iterable):
-        raise TypeError(f"steps: got {steps!r}; wants some steps, for example (0, 100)")
+    steps = check_several("steps", steps, "some steps, for example (0, 100)")
     for name, run in runs.items():
         missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
         if missing:
@@ -225,7 +229,6 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     names = dict.fromkeys(name for curves in panels.values() for name in curves)
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
-        title = plain(in_lines(title, WIDTH / len(panels)))
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
     for name, level in (levels or {}).items():
         for axes in grid:
@@ -257,8 +260,7 @@ def plot_spectra(runs, steps):
         axes.loglog(*radial_power(run.target), color="black", linewidth=1.2, linestyle=(0, (2, 1.5)), label="target")
         axes.set_xticks([1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2], ["1/32", "1/16", "1/8", "1/4", "1/2"])
         axes.minorticks_off()
-        title = plain(in_lines(name, WIDTH / len(runs)))
-        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "", title)
+        style_axes(axes, "cycles per pixel", "power" if axes is grid[0] else "", name)
     add_legend(figure, grid)
     description = f"Power against frequency at steps {', '.join(map(str, steps))}, one panel each: {', '.join(runs)}"
     show(figure, "spectra", description)
@@ -314,9 +316,10 @@ def compare(images, zoom):
     sizes = {tuple(image.shape[1:]) for image in images.values()}
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
-    four = isinstance(zoom, Iterable) and len(zoom := tuple(zoom)) == 4
-    if not four or not all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
-        raise ValueError(f"zoom: got {zoom}; wants top, left, height and width as shares, inside the image")
+    wants = "top, left, height and width as shares, inside the image"
+    zoom = check_several("zoom", zoom, wants)
+    if len(zoom) != 4 or not all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
+        raise ValueError(f"zoom: got {zoom}; wants {wants}")
     size = sizes.pop()
     height, width = (max(1, round(share * side)) for share, side in zip(zoom[2:], size, strict=True))
     top, left = (
