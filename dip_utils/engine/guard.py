@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from .step import copy_all
+
 #: How often, in steps, the losses are looked at.
 CHECK_EVERY = 25
 #: How often a run may go back within `FORGIVEN_AFTER` steps before it gives up.
@@ -44,7 +46,7 @@ class Guard:
         self.doubtful = high
         if not high and not self._is_high(losses[-1]):
             self.usual, self.copied = losses.median().item(), step
-            torch._foreach_copy_(list(self.copy.values()), list(self.problem.state().values()))
+            copy_all(self.copy.values(), self.problem.state().values())
         return step
 
     def _is_high(self, loss):

@@ -6,6 +6,7 @@ of the weights as they are, and nothing is left to compute when a run ends.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,18 @@ def lent(network, settings):
         move(network, "cpu", torch.float32).to(memory_format=torch.contiguous_format)
 
 
+@torch.no_grad()
+def copy_all(targets, sources):
+    """Copy many tensors, on a card in one launch for all of the same dtypes."""
+
+    def dtypes(pair):
+        return [str(tensor.dtype) for tensor in pair]
+
+    pairs = sorted(zip(targets, sources, strict=True), key=dtypes)
+    for _, group in itertools.groupby(pairs, dtypes):
+        torch._foreach_copy_(*map(list, zip(*group, strict=True)))
+
+
 class HeldOutPixels:
     """The pixels that a `HoldOut` leaves out, and the average that it has chosen so far."""
 
@@ -165,7 +178,6 @@ class Problem:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self.moving = [weight for weight in self.weights.values() if weight not in self.idle]
-        self.gradients = [weight.grad for weight in self.moving]
 
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
@@ -178,11 +190,17 @@ class Problem:
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
         as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
-        self.rounded = {
+        places = {
             name: weight
             for name, weight in tensors_in_place(self.network).items()
             if isinstance(weight, nn.Parameter) and precision != self.exact and weight not in as_they_are
         }
+        # The products are made with rounded twins; the weights stay exact, lest Adam's small steps be lost.
+        self.twins = {
+            weight: torch.empty_like(weight, dtype=precision, requires_grad=weight.requires_grad)
+            for weight in places.values()
+        }
+        self.twins_in_place = {name: self.twins[weight] for name, weight in places.items()}
 
     # --- the mathematics
 
@@ -203,10 +221,11 @@ class Problem:
         output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
-        gradients = torch.autograd.grad(objective * self.loss_scale, self.moving, materialize_grads=True)
-        torch._foreach_copy_(self.gradients, gradients)
+        leaves = [self.twins.get(weight, weight) for weight in self.moving]
+        gradients = torch.autograd.grad(objective * self.loss_scale, leaves, materialize_grads=True)
+        copy_all([weight.grad for weight in self.moving], gradients)
         if self.loss_scale != 1:
-            torch._foreach_mul_(self.gradients, 1 / self.loss_scale)
+            torch._foreach_mul_([weight.grad for weight in self.moving], 1 / self.loss_scale)
         return output, loss
 
     def draw_input(self):
@@ -220,9 +239,9 @@ class Problem:
 
     def generate(self, x):
         """The output for an input, f_θ(x)."""
-        # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
-        rounded = {name: weight.to(self.precision) for name, weight in self.rounded.items()}
-        output = functional_call(self.network, rounded, (x,), tie_weights=False) if rounded else self.network(x)
+        copy_all(self.twins.values(), self.twins)
+        twins = self.twins_in_place
+        output = functional_call(self.network, twins, (x,), tie_weights=False) if twins else self.network(x)
         # As the user's operators and losses expect it, with or without channels-last.
         return output.to(self.exact, memory_format=torch.contiguous_format)
 
