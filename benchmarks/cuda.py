@@ -52,12 +52,17 @@ class Report:
     def __init__(self, minutes, dry):
         self.begun, self.limit, self.lock = time.monotonic(), 60 * minutes, threading.RLock()
         card = "none: a dry run on the CPU" if dry else torch.cuda.get_device_name()
-        self.found = {"card": card, "measured on": about(), "cudnn": torch.backends.cudnn.version(), "failed": []}
+        self.found = {"card": card, "measured on": about(), "failed": []}
         self.found |= {"parts": {}, "steps": [], "denoising": {}, "notebooks": {}}
         if not dry:
             major, minor = torch.cuda.get_device_capability()
             total = torch.cuda.get_device_properties(0).total_memory
             self.found |= {"compute capability": f"{major}.{minor}", "memory (GB)": round(total / 1e9, 1)}
+            try:
+                self.found["cudnn"] = torch.backends.cudnn.version()
+            except RuntimeError as error:
+                # It refuses cards that are too old for it.
+                self.found["cudnn"] = str(error)
 
     def left(self):
         """Seconds until the limit."""
@@ -312,8 +317,9 @@ def main():
         cases, side, steps, budget = [("net 1", 64, 96, 5), ("net 2", 64, 64, None)], 64, 20, "smoke"
         others.remove("float16")
     elif torch.cuda.get_device_capability()[0] < 8:
-        print("This card computes no bfloat16: left out.")
+        print("This card computes no bfloat16: left out. It is slower: fewer steps.")
         others.remove("bfloat16")
+        options |= dict(warm=5, steps=40)
     own = str(dip.choose_precision("auto", options["device"]))[6:]
     others = [precision for precision in others if precision != own]
     try:

@@ -8,12 +8,13 @@ PyTorch makes them, or as in 2018 where the case says so. Prints one line of JSO
 
 import argparse
 import json
+import os
 import re
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -59,6 +60,10 @@ def peak_memory():
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024
+    if os.name == "nt":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -71,9 +71,9 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
-    # Tensors in it would be taken for indices of their own.
+    # Tensors in it would be taken for indices of their own, and booleans for a choice.
     order = tuple(np.asarray(check_several("order", order, "a permutation of the channels")).tolist())
-    if sorted(order) != list(range(len(image))):
+    if sorted(order) != list(range(len(image))) or bool in map(type, order):
         raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")
     return image[list(order)]
 

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 
 from .engine import memory, saving
-from .engine.checks import check_integer
+from .engine.checks import check_integer, first_line
 from .engine.graph import Stepper, on_device
 from .engine.guard import Guard
 from .engine.machine import choose_device, choose_precision, keep_freed_memory, release_memory, say
@@ -56,7 +56,7 @@ class Fit:
         The last output, and the exponential average of all outputs with weight
         0.01 for the newest; over the first 100 it is their plain mean.
     chosen, chosen_step : Tensor (C, H, W) and int, or None
-        The average at the step that the hold-out chose.
+        The average at the step that the hold-out chose; None while it runs, as is the trace.
     z, target, reference : Tensor
         As given to `fit`; the last may be None.
     steps, planned : int
@@ -178,7 +178,8 @@ def fit(
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)
-        The image x₀; (C', H', W') where there is no operator. May leave [0, 1].
+        The image x₀; (C', H', W') where there is no operator. May leave [0, 1], and
+        with an operator have any values.
     operator : callable, optional
         The differentiable operator d, from (1, C', H', W') to (1, c, h, w); the
         identity where not given. Of a module `fit` uses a copy, its tensors on
@@ -186,7 +187,7 @@ def fit(
     loss : callable
         Of d(output) and target, to a number: mean squared error, or for example
         ``torch.nn.functional.l1_loss``. With `HoldOut` it has to be a mean over
-        values.
+        pixels, and is also given those that are left out, in a row (1, c, 1, n).
     regularizer : callable, optional
         R, a differentiable function of the output (1, C', H', W'), for example
         `total_variation` times a weight. The recorded loss is without it.
@@ -209,7 +210,8 @@ def fit(
         at the step that it chooses. It never sees `reference`.
     seed : int
         Of the noise n. Rounding depends on how many CPU threads share a sum, and `fit`
-        takes what is fastest: with ``OMP_NUM_THREADS=1`` a fit repeats to the last bit.
+        takes what is fastest: with ``OMP_NUM_THREADS=1`` a fit repeats to the last bit,
+        if nothing in the network, as dropout, draws numbers of its own.
     start : Fit, optional
         A run to go on with: its weights and moments are taken up, and its noise
         where it ran on the same kind of device. Must have the same z, target and
@@ -247,8 +249,8 @@ def fit(
     if start is not None and not (isinstance(start, Fit) and start.state):
         raise TypeError(f"start: got {type(start).__name__}; wants a finished or interrupted Fit")
     device = choose_device(device)
-    if watch is not None and not callable(watch):
-        raise TypeError(f"watch: got {watch!r}; wants a function of the run")
+    if watch is not None and (isinstance(watch, type) or not callable(watch)):
+        raise TypeError(f"watch: got {watch!r}; wants a function of the run, for example LivePlot()")
     check_integer("steps", steps, 1)
     if precision == "auto" and not isinstance(network, SkipNetwork):
         precision = "float32"
@@ -259,18 +261,21 @@ def fit(
     keep_freed_memory()
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            images = checked_images(z, target, reference)
+            images = checked_images(z, target, reference, operator)
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps
             run = Fit(*images, before + int(steps), str(device), settings.rates())
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
+                for name, rate in run.rates.items():
+                    if rate != start.rates[name]:
+                        run.say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
             # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
             pixels = math.prod(z.shape[1:])
-            with stop_button() as presses, on_device(settings, pixels), lent(network, settings) as idle:
+            with stop_button() as presses, on_device(device, pixels), lent(network, settings) as idle:
                 problem = Problem(network, *images, shape, run.planned, settings, idle)
                 try:
                     return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
@@ -280,11 +285,14 @@ def fit(
     except RuntimeError as error:
         if not memory.is_out_of_memory(error):
             raise
+        reason = first_line(error)
     finally:
         release_memory(device)
     # Here the error is gone, and with its traceback what had been allocated.
     size = memory.by(z.shape[1:])
-    raise MemoryError(f"z: a fit of {size} ran out of memory on {device}; wants a smaller image: shrink it or crop it")
+    raise MemoryError(
+        f"z: a fit of {size} ran out of memory on {device}; wants a smaller image: shrink it or crop it ({reason})"
+    )
 
 
 def _descend(problem, run, start, keep, watcher, presses):
@@ -306,7 +314,8 @@ def _descend(problem, run, start, keep, watcher, presses):
             step = guard.check(step + 1)
             # Only where the guard has waited for the device anyway.
             stopped = step == guard.checked and hold_out is not None and hold_out.has_lost_patience(step)
-            if watcher.is_due():
+            # At the end it is called anyway.
+            if step < run.planned and watcher.is_due():
                 _report(run, problem, step, begun)
                 # Otherwise the guard mends it at its next look.
                 if np.isfinite(run.loss[-1]):
@@ -321,6 +330,8 @@ def _descend(problem, run, start, keep, watcher, presses):
     if step in keep:
         run.kept[step] = _on_cpu(problem.output)
     run.interrupted = bool(presses) and step < run.planned
+    if hold_out is not None and not run.interrupted and hold_out.step < 0:
+        run.say(f"Hold-out has chosen no step: the first that counts, {hold_out.stop.first}, was not reached.")
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
     _report(run, problem, step, begun)

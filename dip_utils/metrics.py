@@ -6,7 +6,7 @@ import numpy as np
 import skimage  # loads its parts when they are first used
 import torch
 
-from .engine.checks import check_curve, check_image, check_integer, check_number, check_same_shape
+from .engine.checks import check_curve, check_image, check_integer, check_number, check_range, check_same_shape
 
 
 def _pair(reference, image, *, signal=True):
@@ -38,6 +38,7 @@ def psnr(reference, image, *, border=0):
         10 log₁₀(1 / MSE), in dB; infinite for equal images.
     """
     reference, image = _pair(reference, image)
+    check_range("reference", reference)
     check_integer("border", border, 0)
     if 2 * border >= min(reference.shape[1:]):
         raise ValueError(f"border: got {border}; wants less than half of {min(reference.shape[1:])}, the shorter side")

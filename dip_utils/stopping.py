@@ -100,7 +100,7 @@ def choose_step(curve, patience=1000, first=200):
     check_integer("patience", patience, 1)
     check_integer("first", first, 0)
     chosen, least = None, np.inf
-    for step, value in enumerate(check_curve("curve", curve)):
+    for step, value in enumerate(np.atleast_1d(check_curve("curve", curve))):
         if step >= first and value < least:
             chosen, least = step, value
         if chosen is not None and step - chosen >= patience:

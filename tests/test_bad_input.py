@@ -353,6 +353,50 @@ CASES = {
     "JPEG of quality 100": (lambda: dip.compress_jpeg(IMAGE, 100), ValueError, ["quality", "100", "at most 95"]),
     "JPEG of two channels": (lambda: dip.compress_jpeg(IMAGE[:2], 50), ValueError, ["image", "2 channels", "1 or 3"]),
     "too many bands": (lambda: dip.radial_power(IMAGE, bands=17), ValueError, ["image", "32 × 48", "34"]),
+    "reference of grey levels": (
+        lambda: fit(reference=IMAGE * 255),
+        ValueError,
+        ["reference", "0 to 255", "its white"],
+    ),
+    "PSNR of grey levels": (lambda: dip.psnr(IMAGE * 255, IMAGE), ValueError, ["reference", "0 to 255", "its white"]),
+    "live plot by its class": (lambda: fit(watch=dip.LivePlot), TypeError, ["watch", "LivePlot", "LivePlot()"]),
+    "operator that drops the batch": (
+        lambda: fit(operator=lambda x: x[0]),
+        ValueError,
+        ["operator", "(3, 32, 48)", "(1, c, h, w)"],
+    ),
+    "loss of one argument": (lambda: fit(loss=lambda output: output.mean()), ValueError, ["loss", "1 positional"]),
+    "steps of a run": (lambda: dip.steps_to_reach(fit(), 20), TypeError, ["curve", "Fit", "each step"]),
+    "choice of a word": (lambda: dip.choose_step("loss"), TypeError, ["curve", "str", "each step"]),
+    "booleans for channels": (lambda: dip.permute_channels(IMAGE[:2], (False, True)), ValueError, ["order", "False"]),
+    "image to no folder": (lambda: dip.save_image(IMAGE, "gone/a.png"), FileNotFoundError, ["path", "gone", "folder"]),
+    "table of a row": (lambda: dip.show_table({"a": 1}), TypeError, ["rows", "str", "dicts"]),
+    "table of nothing": (lambda: dip.show_table(None), TypeError, ["rows", "None", "dicts"]),
+    "film strip of all": (lambda: dip.film_strip({"a": fit()}, "all"), TypeError, ["steps", "'a'", "integer"]),
+    "film strip with a picture": (lambda: dip.film_strip({"a": fit()}, [], last=IMAGE), ValueError, ["last", "Tensor"]),
+    "zoom of letters": (lambda: dip.compare({"a": IMAGE}, "abcd"), TypeError, ["zoom", "'a'", "number"]),
+    "slider in pixels": (
+        lambda: dip.browse({"a": fit(keep=[0])}, centre=(100, 100)),
+        ValueError,
+        ["centre", "100", "at most 1"],
+    ),
+    "slider about a number": (lambda: dip.browse({"a": fit(keep=[0])}, centre=0.5), TypeError, ["centre", "0.5"]),
+    "levels in a list": (
+        lambda: dip.plot_curves({"a": {"b": [1.0]}}, ylabel="dB", levels=[20]),
+        TypeError,
+        ["levels", "list", "dict"],
+    ),
+    "two methods": (lambda: dip.denoise(IMAGE, ["wavelet"], 0.1, 1), ValueError, ["method", "wavelet"]),
+    "panel without a function": (lambda: dip.OwnImagePanel(1, IMAGE, steps=1), TypeError, ["try_it", "int"]),
+    "panel of no steps": (lambda: dip.OwnImagePanel(fit, IMAGE, steps=0), ValueError, ["steps", "0", "at least 1"]),
+    "exploring a picture": (lambda: dip.explore({"a": IMAGE}), TypeError, ["function", "dict"]),
+    "spectra of another size": (
+        lambda: dip.plot_spectra(
+            {"a": fit(target=IMAGE[:, ::2, ::2], operator=lambda x: x[..., ::2, ::2], keep=[0])}, [0]
+        ),
+        ValueError,
+        ["runs", "(3, 16, 24)", "one size"],
+    ),
     "unknown fit in a live plot": (lambda: dip.LivePlot("a").track("b"), ValueError, ["name", "'b'", "a"]),
 }
 

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.engine.machine import bfloat16_gain, tuned
+from dip_utils.engine.machine import bfloat16_gain, choose_device, has_card, tuned
 
 from .conftest import build
 from .textbook import textbook
@@ -275,7 +274,7 @@ def test_run_survives_its_file(z, photograph, tmp_path):
     loaded = dip.load_fit(tmp_path / "run.pt")
     assert (loaded.loss == run.loss).all() and (loaded.psnr == run.psnr).all()
     assert torch.equal(loaded.output, run.output) and torch.equal(loaded.kept[12], run.kept[12])
-    assert loaded.steps == 12 and loaded.remarks == [] and not loaded.running and repr(loaded) == repr(run)
+    assert loaded.steps == 12 and loaded.remarks == run.remarks and not loaded.running and repr(loaded) == repr(run)
     stop = dip.HoldOut(patience=50)
     on, loaded_on = (fit(z, photograph, start=start, reference=photograph, stop=stop) for start in (run, loaded))
     assert (on.loss == loaded_on.loss).all()
@@ -385,6 +384,7 @@ def test_failed_save_leaves_the_old_file(z, photograph, tmp_path):
     path = tmp_path / "run.pt"
     run = fit(z, photograph)
     run.save(path)
+    resource = pytest.importorskip("resource")
     before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
@@ -451,7 +451,7 @@ def test_going_on_with_another_loss_is_no_divergence(z, photograph):
 def test_stop_button_keeps_the_run(z, photograph, capsys):
     def press(run):
         if run.running:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
     run = fit(z, photograph, 100_000, watch=press, keep=range(0, 100_001))
@@ -529,7 +529,7 @@ def test_failing_watch_is_dropped_and_the_run_goes_on(z, photograph, capsys):
 
 def test_stop_before_a_nan_has_been_noticed(z, photograph):
     def spoil(x):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return x * float("nan")
 
     run = fit(z, photograph, 100, operator=Broken([40], spoil), keep=range(101))
@@ -778,6 +778,39 @@ def test_the_allocator_is_left_alone_until_the_first_fit():
     said = subprocess.run([sys.executable, "-c", ALLOCATOR], capture_output=True, text=True, check=True).stdout
     before, after = map(int, said.splitlines()[-1].split())
     assert before == 0 < after
+
+
+def test_a_card_that_cannot_be_computed_on_is_not_taken(monkeypatch, capsys):
+    """PyTorch counts a card that is too old for it; here it is told of one that is not there."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("DIP_BUDGET", raising=False)
+    has_card.cache_clear()
+    try:
+        assert dip.choose_budget() == "quick" and choose_device() == torch.device("cpu")
+        assert capsys.readouterr().out.count("The CUDA card is not used") == 1
+    finally:
+        has_card.cache_clear()
+
+
+PRECISION = """
+import torch
+from dip_utils.engine.graph import cudnn_set
+cudnn = torch.backends.cudnn
+{}
+before = cudnn.benchmark, cudnn.conv.fp32_precision
+with cudnn_set(benchmark=True, fp32_precision="ieee"):
+    inside = cudnn.benchmark, cudnn.conv.fp32_precision
+assert inside == (True, "ieee") and (cudnn.benchmark, cudnn.conv.fp32_precision) == before, (inside, before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["", 'cudnn.conv.fp32_precision = "ieee"', "cudnn.allow_tf32 = False"])
+def test_settings_of_cudnn_are_set_for_a_fit_and_put_back(setting):
+    """Whether the user has set TF32 in PyTorch's newer way or in its older one; where both are used it is an error."""
+    subprocess.run([sys.executable, "-c", PRECISION.format(setting)], check=True)
 
 
 def test_a_reference_given_later_is_used_from_there_on(z, photograph):

@@ -184,7 +184,36 @@ def test_loss_of_neighbours_is_refused_with_hold_out(z, noisy):
     window = torch.ones(3, 1, 3, 3, dtype=torch.float64)
     loss = lambda output, target: F.conv2d(output - target, window, groups=3).square().mean()  # noqa: E731
     assert fit(z, noisy, 1, loss=loss).steps == 1
-    with pytest.raises(ValueError, match="loss: got one that fails on a tensor of 1 × 3 × 77, float64, on cpu"):
+    with pytest.raises(ValueError, match="loss with HoldOut, of pixels in any order: got one that fails on a tensor"):
+        fit(z, noisy, 1, loss=loss, stop=dip.HoldOut())
+    steps = lambda output, target: F.l1_loss(output.diff(dim=-1), target.diff(dim=-1))  # noqa: E731
+    with pytest.raises(ValueError, match=r"loss: got .* pixels in another order; with HoldOut wants"):
+        fit(z, noisy, 1, loss=steps, stop=dip.HoldOut())
+
+
+def test_hold_out_with_any_mean_over_pixels(z, noisy):
+    """Weights of the channels; and a loss that is not 0 for a perfect copy."""
+    weights = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).view(3, 1, 1)
+    losses = [
+        lambda output, target: (weights * (output - target) ** 2).mean(),
+        lambda output, target: ((output - target) * weights).sum(1).square().mean() + 5,
+    ]
+    held = left_out(HOLD_OUT, noisy)
+    for loss in losses:
+        run = fit(z, noisy, stop=HOLD_OUT, loss=loss, keep=(60,))
+
+        def of_pixels(image, where, loss=loss):
+            return loss(*(picture.double()[None, :, where][..., None] for picture in (image, noisy))).item()
+
+        assert run.held_out[-1] == pytest.approx(of_pixels(run.average, held), rel=1e-5)
+        assert run.loss[-1] == pytest.approx(of_pixels(run.output, ~held), rel=1e-5)
+        assert not run.diverged and run.remarks == []
+
+
+def test_hold_out_refuses_a_loss_without_value_for_a_perfect_copy(z, noisy):
+    loss = lambda output, target: (output - target * torch.log(output)).mean()  # noqa: E731
+    noisy[0, 0, 0] = 0
+    with pytest.raises(ValueError, match="loss: got one that is not finite for a perfect copy"):
         fit(z, noisy, 1, loss=loss, stop=dip.HoldOut())
 
 
@@ -214,8 +243,8 @@ def scripted(curve):
     values = iter(curve)
 
     def loss(output, target):
-        # The pixels held out come in a row, those of the average without a gradient.
-        measured = output.ndim == 3 and not output.requires_grad
+        # The pixels held out come in a row, those of the average without a gradient; of a perfect copy they are none.
+        measured = output.shape[2] == 1 and not output.requires_grad and output is not target
         return output.new_tensor(next(values)) if measured else F.mse_loss(output, target)
 
     return loss

@@ -11,6 +11,9 @@ import torch
 
 #: How far rounding may carry a value of an image beyond 0 or 1.
 ROUNDING = 1e-5
+#: Values beyond this cannot be meant for an image in [0, 1], or near it, as recipe A's targets are.
+FAR = 20
+WHITE = "divide it by its white, for example 255"
 
 
 def check_integer(name, value, least, most=math.inf):
@@ -50,9 +53,19 @@ def check_size(channels, size):
 
 def check_several(name, values, wants):
     """Return several values as a tuple, or raise where there is one alone."""
+    if isinstance(values, torch.Tensor | np.ndarray) and values.ndim == 1:
+        values = values.tolist()
     if not isinstance(values, Iterable):
         raise TypeError(f"{name}: got {values!r}; wants {wants}")
     return tuple(values)
+
+
+def check_function(name, function, wants="a function"):
+    """Raise unless `function` can be called; a class can, but an instance of it is meant."""
+    if isinstance(function, type):
+        raise TypeError(f"{name}: got the class {function.__name__}; wants an instance of it")
+    if not callable(function):
+        raise TypeError(f"{name}: got {type(function).__name__}; wants {wants}")
 
 
 def check_path(path):
@@ -62,9 +75,15 @@ def check_path(path):
     return Path(path).expanduser()
 
 
+def check_folder(path):
+    """Raise unless the folder in which a file is to be written is there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"path: got {str(path)!r}; wants a folder that is there")
+
+
 def check_choice(name, value, choices):
     """Raise unless `value` is one of `choices`."""
-    if value not in choices:
+    if value not in tuple(choices):
         raise ValueError(f"{name}: got {value!r}; wants one of {', '.join(map(str, choices))}")
 
 
@@ -91,8 +110,18 @@ def check_image(name, image, *, bounded=True, signal=False):
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")
     if bounded and (least < -ROUNDING or most > 1 + ROUNDING):
-        raise ValueError(f"{name}: got values from {least:.7g} to {most:.7g}; wants them in [0, 1]")
+        hint = WHITE if max(-least, most) > FAR else ".clamp(0, 1) clips them"
+        raise ValueError(f"{name}: got values from {least:.7g} to {most:.7g}; wants them in [0, 1]: {hint}")
     return image.clamp(0, 1) if bounded and (least < 0 or most > 1) else image
+
+
+def check_range(name, image):
+    """Raise for an image whose white cannot be 1."""
+    least, most = (value.item() for value in image.aminmax())
+    if max(-least, most) > FAR:
+        raise ValueError(
+            f"{name}: got values from {least:.4g} to {most:.4g}; wants an image in [0, 1], or near it: {WHITE}"
+        )
 
 
 def check_same_shape(name, image, other_name, other):
@@ -108,10 +137,20 @@ def check_curve(name, values):
     wants = "wants numbers, one for each step"
     if values is None:
         raise TypeError(f"{name}: got None; {wants}")
-    values = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=float)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double()
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: got {type(values).__name__}; {wants}") from error
     if values.ndim > 1:
         raise ValueError(f"{name}: got shape {values.shape}; {wants}")
     return values
+
+
+def first_line(error):
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_floating(name, image):

@@ -11,6 +11,7 @@ import threading
 
 import torch
 
+from .checks import first_line
 from .machine import TUNING
 from .threads import Threads
 
@@ -27,21 +28,31 @@ def _stream(device):
 
 
 @contextlib.contextmanager
-def on_device(settings, pixels):
+def cudnn_set(**values):
+    """Settings of cuDNN in this block; afterwards they are as they were."""
+    # Not `cudnn.flags`: it fails where the user has set a precision in PyTorch's newer way.
+    cudnn = torch.backends.cudnn
+    owners = {name: cudnn.conv if name == "fp32_precision" else cudnn for name in values}
+    before = {name: getattr(owner, name) for name, owner in owners.items()}
+    try:
+        for name, owner in owners.items():
+            setattr(owner, name, values[name])
+        yield
+    finally:
+        for name, owner in owners.items():
+            setattr(owner, name, before[name])
+
+
+@contextlib.contextmanager
+def on_device(device, pixels):
     """Everything that a fit on this device has to itself; nothing to do on the CPU."""
-    if settings.device.type != "cuda":
+    if device.type != "cuda":
         yield
         return
-    # Float32 that is asked for means float32.
-    cudnn = torch.backends.cudnn.flags(
-        enabled=True,
-        benchmark=pixels >= TUNING["search"],
-        deterministic=torch.backends.cudnn.deterministic,
-        allow_tf32=settings.precision.itemsize < 4,
-    )
-    stream = _stream(settings.device)
-    with _LOCK, cudnn:
-        stream.wait_stream(torch.cuda.current_stream(settings.device))
+    stream = _stream(device)
+    # Float32 means float32: no TF32.
+    with _LOCK, cudnn_set(benchmark=pixels >= TUNING["search"], fp32_precision="ieee"):
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             yield
 
@@ -85,9 +96,7 @@ class Stepper:
                 problem.step()
             self.graph = graph
         except RuntimeError as error:
-            self.say(
-                f"No CUDA graph, the steps are launched one by one: {str(error.__context__ or error).splitlines()[0]}"
-            )
+            self.say(f"No CUDA graph, the steps are launched one by one: {first_line(error.__context__ or error)}")
             # The old generator may still believe that it is being captured.
             problem.generator = torch.Generator(problem.z.device)
             problem.generator.set_state(noise_state)

@@ -274,8 +274,9 @@ def reflect(x, behind):
 def reflect_with_channels_innermost(x, behind):
     """`reflect` of a channels-last image, which stays one."""
     bottom, right = behind
-    volume = x.permute(0, 2, 3, 1)[:, None]
-    return F.pad(volume, (0, 0, 1, right, 1, bottom), mode="reflect")[:, 0].permute(0, 3, 1, 2)
+    volume = x.permute(0, 2, 3, 1).unsqueeze(1)
+    # Not [:, 0], whose gradient is a copy.
+    return F.pad(volume, (0, 0, 1, right, 1, bottom), mode="reflect").squeeze(1).permute(0, 3, 1, 2)
 
 
 def takes_channels_last(network):

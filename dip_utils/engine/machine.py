@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .checks import check_choice, check_integer
+from .checks import check_choice, check_integer, first_line
 
 BUDGETS = ("full", "quick", "smoke")
 #: How many times as fast as float32 bfloat16 must be to be worth its rounding.
@@ -91,13 +91,27 @@ class Pace:
             self.spent += now - before
 
 
+@functools.cache
+def has_card():
+    """Whether there is a CUDA card that this PyTorch can compute on; where it cannot, a line says so."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        # PyTorch also counts a card that is too old for it.
+        torch.ones(1, device="cuda").add(1).item()
+    except (RuntimeError, AssertionError) as error:
+        say(f"The CUDA card is not used, since this PyTorch cannot compute on it: {first_line(error)}")
+        return False
+    return True
+
+
 def choose_budget():
     """How much work a notebook does, from ``DIP_BUDGET``; where it is not set "full" with CUDA, else "quick".
 
     "full" means the report's sizes and steps, "quick" minutes on a laptop, "smoke"
     is for automatic tests.
     """
-    budget = os.environ.get("DIP_BUDGET") or ("full" if torch.cuda.is_available() else "quick")
+    budget = os.environ.get("DIP_BUDGET") or ("full" if has_card() else "quick")
     check_choice("DIP_BUDGET", budget, BUDGETS)
     return budget
 
@@ -105,7 +119,7 @@ def choose_budget():
 def choose_device(device="auto"):
     """The torch.device of "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N", if it is there."""
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if has_card() else "cpu")
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError):

@@ -6,25 +6,20 @@ import torch
 from torch import nn
 
 from ..network import SkipNetwork
-from .checks import check_image, check_integer, check_same_shape, check_several
-from .machine import say
+from .checks import check_image, check_integer, check_range, check_same_shape, check_several, first_line
+from .machine import say, seeded
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
-#: Values of a target beyond this cannot be meant for an image in [0, 1].
-FAR = 20
 
-
-def checked_images(z, target, reference):
+def checked_images(z, target, reference, operator):
     """Copies of input, target and reference as `fit` takes them, or an error."""
     z, target = _copied("z", z), _copied("target", target)
     reference = None if reference is None else _copied("reference", reference)
-    # Recipe A's target leaves [0, 1].
-    least, most = (value.item() for value in target.aminmax())
-    if max(-least, most) > FAR:
-        raise ValueError(
-            f"target: got values from {least:.4g} to {most:.4g}; wants an image in [0, 1], or near it: "
-            "divide it by its white, for example 255"
-        )
+    if operator is None:
+        # What an operator makes may be anything.
+        check_range("target", target)
+    if reference is not None:
+        check_range("reference", reference)
     return z, target, reference
 
 
@@ -84,6 +79,9 @@ def _rehearse_loss(shape, target, settings):
         if not isinstance(made, torch.Tensor) or made.is_complex():
             got = made.dtype if isinstance(made, torch.Tensor) else type(made).__name__
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
+        if made.ndim != target.ndim + 1 or len(made) != 1:
+            wants = "(1, c, h, w)" if target.ndim == 3 else "(1, c, t)"
+            raise ValueError(f"operator: got one that returns {tuple(made.shape)}; wants one that returns {wants}")
         if not made.requires_grad:
             raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
         differentiate("operator", made)
@@ -95,9 +93,13 @@ def _rehearse_loss(shape, target, settings):
     if regularizer is not None:
         numbers.append(("regularizer", regularizer, (output,)))
     if settings.stop is not None:
-        # Hold-out gives it some pixels in a row.
-        places = settings.stop.choose(target[0, 0].numel()).to(settings.device)
-        numbers.append(("loss", loss, tuple(image.flatten(2)[..., places] for image in (made, target))))
+        pixels = target[0, 0].numel()
+        # Raises where there is nothing to choose from.
+        settings.stop.choose(pixels)
+        shuffle = torch.randperm(pixels, generator=seeded(0, "rehearsal"), device="cpu").to(settings.device)
+        in_any_order = [in_a_row(image, shuffle) for image in (made, target)]
+        numbers.append(("loss with HoldOut, of pixels in any order", loss, in_any_order))
+    values = []
     for name, function, arguments in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
@@ -106,10 +108,24 @@ def _rehearse_loss(shape, target, settings):
                 "wants one that returns a tensor without dimensions"
             )
         differentiate(name, value)
+        values.append(value.detach())
+    if settings.stop is not None:
+        if not loss(target, target).isfinite():
+            raise ValueError("loss: got one that is not finite for a perfect copy; with HoldOut wants one that is")
+        if not torch.isclose(values[0], values[-1], rtol=1e-3):
+            raise ValueError(
+                f"loss: got {values[0]:.4g} of an image, {values[-1]:.4g} of its pixels in another order; "
+                "with HoldOut wants a mean over pixels"
+            )
+
+
+def in_a_row(image, places):
+    """Some pixels of an image as one of height 1, (1, C, 1, N), of a signal (1, C, N): a loss finds as many axes."""
+    return image.flatten(2)[..., places].unflatten(2, (*[1] * (image.ndim - 3), -1))
 
 
 def _check_start(start, network, images, shape, settings):
-    """Raise unless the fit can go on from this run; say what is not as it was."""
+    """Raise unless the fit can go on from this run."""
     for name, image in zip(("z", "target", "reference"), images, strict=True):
         earlier = getattr(start, name)
         if image is None or earlier is None:
@@ -125,9 +141,6 @@ def _check_start(start, network, images, shape, settings):
         raise ValueError("start: got a run of another network; wants one of a network built like this one")
     if settings.stop is not None and start.held_out is None:
         raise ValueError("stop: got a HoldOut, but the run in start has fitted the pixels that it would leave out")
-    for name, rate in settings.rates().items():
-        if rate != start.rates[name]:
-            say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
 
 
 def _rehearse_network(network, z, settings):
@@ -181,11 +194,10 @@ def _attempt(name, function, *arguments):
     """Call one of the user's functions as the fit will; where it fails, say on what."""
     try:
         return function(*arguments)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         if is_out_of_memory(error):
             raise
-        x = arguments[0]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        x, reason = arguments[0], first_line(error)
         raise ValueError(
             f"{name}: got one that fails on a tensor of {by(x.shape)}, {str(x.dtype)[6:]}, on {x.device}: {reason}; "
             "wants one that computes there (the tensors that it uses have to be on that device and of that dtype; "

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-from .checks import check_path
+from .checks import check_folder, check_path
 
 FILE_FORMAT = "dip_utils.Fit 6"
 
@@ -15,8 +15,7 @@ def save(fields, path):
     path = check_path(path)
     if path.suffix != ".pt":
         raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .pt")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"path: got {str(path)!r}; wants a folder that is there")
+    check_folder(path)
     content = {"format": FILE_FORMAT}
     for name, value in fields.items():
         value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value

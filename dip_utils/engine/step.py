@@ -16,11 +16,11 @@ from torch import nn
 from torch.func import functional_call
 
 from ..stopping import HoldOut
-from .checks import check_integer, check_number
+from .checks import check_function, check_integer, check_number
 from .kernels import accelerated, takes_channels_last
 from .machine import seeded
 from .memory import tensors_in_place
-from .rehearsal import move, placed
+from .rehearsal import in_a_row, move, placed
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 #: Weight of the newest output in the exponential average, as in the authors' code.
@@ -44,11 +44,8 @@ class Settings:
 
     def __post_init__(self):
         for name in ("operator", "loss", "regularizer"):
-            function = getattr(self, name)
-            if isinstance(function, type):
-                raise TypeError(f"{name}: got the class {function.__name__}; wants an instance of it")
-            if not callable(function) and (name == "loss" or function is not None):
-                raise TypeError(f"{name}: got {type(function).__name__}; wants a function of tensors (1, C, H, W)")
+            if name == "loss" or getattr(self, name) is not None:
+                check_function(name, getattr(self, name), "a function of tensors (1, C, H, W)")
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("input_noise", self.input_noise, least=0)
         check_integer("trace", self.trace, 0)
@@ -118,8 +115,8 @@ class HeldOutPixels:
         return torch.where(self.seen, made, target)
 
     def pick(self, image):
-        """The pixels that are left out, in a row."""
-        return image.flatten(2)[..., self.places]
+        """The pixels that are left out."""
+        return in_a_row(image, self.places)
 
     def choose(self, loss, average, step):
         """Take the average of this step where its held-out loss is the least so far."""
@@ -155,7 +152,12 @@ class Problem:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.output = torch.zeros((1, *shape), dtype=self.exact, device=device)
         self.average = torch.zeros_like(self.output)
-        self.hold_out = None if settings.stop is None else HeldOutPixels(settings.stop, self.target, self.output)
+        self.hold_out = None
+        if settings.stop is not None:
+            self.hold_out = HeldOutPixels(settings.stop, self.target, self.output)
+            # What stands in for the pixels that are left out adds this: 0 for a squared error, not for every loss.
+            hidden = self.hold_out.pick(self.target)
+            self.of_hidden = (1 - self.hold_out.share_seen) * self.loss_function(hidden, hidden).detach()
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
         self.curves = ["loss"]
         self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
@@ -254,7 +256,8 @@ class Problem:
         made = self.made(output)
         if self.hold_out is None:
             return self.loss_function(made, self.target)
-        return self.loss_function(self.hold_out.hide(made, self.target), self.target) / self.hold_out.share_seen
+        whole = self.loss_function(self.hold_out.hide(made, self.target), self.target)
+        return (whole - self.of_hidden) / self.hold_out.share_seen
 
     def held_out_loss(self, image):
         """The loss of an image at the pixels that are left out."""

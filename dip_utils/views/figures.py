@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..engine.checks import check_curve, check_image, check_integer, check_several
+from ..engine.checks import check_curve, check_image, check_integer, check_number, check_several
 from ..engine.machine import say
 from ..fitting import Fit
 from ..images import to_uint8
@@ -176,16 +176,30 @@ def show_images(images, *, columns=None):
 
 
 def check_kept(runs, steps):
-    """Raise for steps that a run went through and did not keep; those that it did not reach are no mistake."""
+    """Return steps as a tuple, or raise: a run may not have reached them, but those that it has, it must have kept."""
     steps = check_several("steps", steps, "some steps, for example (0, 100)")
+    for step in steps:
+        check_integer("steps", step, 0)
     for name, run in runs.items():
         missing = [step for step in steps if step not in run.kept and (step <= run.steps or step > run.planned)]
         if missing:
             raise ValueError(f"steps: got {missing}, which {name!r} did not keep; wants some of {sorted(run.kept)}")
+    return steps
+
+
+def check_shares(name, shares, number, wants):
+    """Return shares of an image's height and width as a tuple, or raise."""
+    shares = check_several(name, shares, wants)
+    if len(shares) != number:
+        raise ValueError(f"{name}: got {shares}; wants {wants}")
+    for share in shares:
+        check_number(name, share, least=0, most=1)
+    return shares
 
 
 def check_beside(name, value, runs):
     """Raise unless `value` is "target", or "reference" of runs that all have one."""
+    value = value if isinstance(value, str) else type(value).__name__
     if value not in ("target", "reference") or any(getattr(run, value) is None for run in runs.values()):
         raise ValueError(f"{name}: got {value!r}; wants 'target', or 'reference' where the runs have one")
 
@@ -194,7 +208,7 @@ def film_strip(runs, steps, *, last="target"):
     """Outputs at kept steps, a row for each run in a dict, its `last`, "target" or "reference", at the end."""
     runs = runs_by_name(runs)
     check_beside("last", last, runs)
-    check_kept(runs, steps)
+    steps = check_kept(runs, steps)
     rows, above = [], [None] * (len(steps) + 1)
     for run in runs.values():
         captions = [f"step {step}" if step in run.kept else f"stopped at {run.steps}" for step in steps] + [last]
@@ -230,13 +244,15 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
-    for name, level in (levels or {}).items():
+    for name, level in (by_name("levels", levels) if levels else {}).items():
+        check_number(name, level)
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         # Behind the last panel, where no curve can be.
         place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
         grid[-1].annotate(plain(name), (1, level), (3, 0), fontsize=8, color=GREY, **place)
     if minimum is not None:
+        check_number("minimum", minimum)
         grid[0].set_ylim(bottom=minimum)
     add_legend(figure, grid)
     contents = "; ".join(f"{title}: {', '.join(curves)}" for title, curves in panels.items())
@@ -246,10 +262,14 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
 def plot_spectra(runs, steps):
     """The power spectra of the outputs at kept steps, the later the darker, the target's in black.
 
-    A panel for each run in a dict.
+    A panel for each run in a dict, its target of the size of its outputs, 32 pixels at least.
     """
     runs = runs_by_name(runs)
-    check_kept(runs, steps)
+    steps = check_kept(runs, steps)
+    for name, run in runs.items():
+        if run.target.shape != run.output.shape or run.target.ndim < 3 or min(run.target.shape[1:]) < 32:
+            sizes = f"a target of {tuple(run.target.shape)} and an output of {tuple(run.output.shape)}"
+            raise ValueError(f"runs: got {sizes} as {name!r}; wants images of one size, 32 pixels or more on each side")
     figure = new_figure(3.6)
     grid = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (name, run) in zip(grid, runs.items(), strict=True):
@@ -285,15 +305,18 @@ def plot_stopping(run):
     curve, colour, step = run.held_out.copy(), "#D55E00", run.chosen_step
     # The first outputs say nothing, and would take the room.
     curve[: min(100, len(curve) // 10)] = np.nan
-    curve /= np.nanmin(curve)
+    # Losses may be negative.
+    relative = np.nanmin(curve) > 0
+    if relative:
+        curve /= np.nanmin(curve)
+        bottom.set_ylim(0.95, min(2, np.nanmax(curve)))
     bottom.plot(curve, color=colour, linewidth=1.2, label="hold-out")
     if step is not None:
         top.axvline(step, color=colour, linewidth=0.8, label="hold-out chooses")
         for axes, values in ((top, run.average_psnr), (bottom, curve)):
             axes.plot(step, values[step], "o", color=colour, markersize=6, markeredgecolor="white")
-    bottom.set_ylim(0.95, min(2, bottom.get_ylim()[1]))
     style_axes(top, "", "PSNR (dB)")
-    style_axes(bottom, "step", "criterion / its minimum")
+    style_axes(bottom, "step", "criterion / its minimum" if relative else "criterion")
     for axes in (top, bottom):
         axes.margins(x=0.01)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -317,8 +340,8 @@ def compare(images, zoom):
     if len(sizes) > 1:
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
     wants = "top, left, height and width as shares, inside the image"
-    zoom = check_several("zoom", zoom, wants)
-    if len(zoom) != 4 or not all(0 <= at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
+    zoom = check_shares("zoom", zoom, 4, wants)
+    if not all(at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
         raise ValueError(f"zoom: got {zoom}; wants {wants}")
     size = sizes.pop()
     height, width = (max(1, round(share * side)) for share, side in zip(zoom[2:], size, strict=True))
@@ -365,6 +388,9 @@ def show_table(rows):
     may change, as the step that a criterion chose, is handed over as text with a
     mark, "≈871", which the reader does not see. None is a dash.
     """
+    rows = check_several("rows", rows, "a list of dicts")
+    if not all(isinstance(row, dict) for row in rows):
+        raise TypeError(f"rows: got {[type(row).__name__ for row in rows]}; wants dicts")
     if not rows or any(row.keys() != rows[0].keys() for row in rows):
         raise ValueError(f"rows: got the keys {[list(row) for row in rows]}; wants rows with the same ones")
 

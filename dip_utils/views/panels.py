@@ -14,7 +14,7 @@ import ipywidgets
 from IPython.display import display
 from torch.nn.functional import interpolate
 
-from ..engine.checks import check_image
+from ..engine.checks import check_function, check_image, check_integer
 from ..engine.machine import Pace, say
 from ..fitting import Fit
 from ..images import load_image, save_image
@@ -53,6 +53,7 @@ def explore(function, **controls):
 
     It takes the values of the controls by name and returns a dict of tensors (C, H, W).
     """
+    check_function("function", function)
     for name, control in controls.items():
         if not isinstance(control, ipywidgets.ValueWidget):
             raise TypeError(f"{name}: got {control!r}; wants a widget, for example ipywidgets.FloatSlider()")
@@ -90,6 +91,8 @@ class OwnImagePanel:
     """
 
     def __init__(self, try_it, image, *, steps):
+        check_function("try_it", try_it)
+        check_integer("steps", steps, 1)
         self.try_it, self.image = try_it, check_image("image", image)
         self.run, self.named = None, True
         self.stopping = threading.Event()

@@ -11,7 +11,7 @@ from PIL import Image
 from ..engine.checks import check_image
 from ..images import crop, to_uint8
 from ..metrics import psnr
-from .figures import check_beside, runs_by_name
+from .figures import check_beside, check_shares, runs_by_name
 from .page import in_notebook, write
 
 #: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
@@ -96,6 +96,7 @@ def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     if len(runs) > 4:
         raise ValueError(f"runs: got {len(runs)}; wants one to four")
     check_beside("beside", beside, runs)
+    centre = check_shares("centre", centre, 2, "the middle's height and width as shares")
     steps = sorted(set.intersection(*(set(run.kept) for run in runs.values())))
     if not steps:
         raise ValueError("runs: got runs without a kept step in common; wants runs of fit(..., keep=...)")
