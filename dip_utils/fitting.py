@@ -178,8 +178,7 @@ def fit(
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)
-        The image x₀; (C', H', W') where there is no operator. May leave [0, 1], and
-        with an operator have any values.
+        The image x₀; (C', H', W') where there is no operator. May leave [0, 1].
     operator : callable, optional
         The differentiable operator d, from (1, C', H', W') to (1, c, h, w); the
         identity where not given. Of a module `fit` uses a copy, its tensors on
@@ -187,7 +186,7 @@ def fit(
     loss : callable
         Of d(output) and target, to a number: mean squared error, or for example
         ``torch.nn.functional.l1_loss``. With `HoldOut` it has to be a mean over
-        pixels, and is also given those that are left out, in a row (1, c, 1, n).
+        pixels, and is also given some of them, in a row (1, c, 1, n).
     regularizer : callable, optional
         R, a differentiable function of the output (1, C', H', W'), for example
         `total_variation` times a weight. The recorded loss is without it.
@@ -261,16 +260,16 @@ def fit(
     keep_freed_memory()
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            images = checked_images(z, target, reference, operator)
+            images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps
             run = Fit(*images, before + int(steps), str(device), settings.rates())
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
-                for name, rate in run.rates.items():
-                    if rate != start.rates[name]:
-                        run.say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
             keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
+            for name, rate in run.rates.items():
+                if start is not None and rate != start.rates[name]:
+                    run.say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
             # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
@@ -331,7 +330,7 @@ def _descend(problem, run, start, keep, watcher, presses):
         run.kept[step] = _on_cpu(problem.output)
     run.interrupted = bool(presses) and step < run.planned
     if hold_out is not None and not run.interrupted and hold_out.step < 0:
-        run.say(f"Hold-out has chosen no step: the first that counts, {hold_out.stop.first}, was not reached.")
+        run.say(f"By step {step} hold-out has chosen none; they count from step {hold_out.stop.first} on.")
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
     _report(run, problem, step, begun)

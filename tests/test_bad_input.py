@@ -353,6 +353,11 @@ CASES = {
     "JPEG of quality 100": (lambda: dip.compress_jpeg(IMAGE, 100), ValueError, ["quality", "100", "at most 95"]),
     "JPEG of two channels": (lambda: dip.compress_jpeg(IMAGE[:2], 50), ValueError, ["image", "2 channels", "1 or 3"]),
     "too many bands": (lambda: dip.radial_power(IMAGE, bands=17), ValueError, ["image", "32 × 48", "34"]),
+    "small picture of grey levels": (
+        lambda: fit(target=IMAGE[:, ::4, ::4] * 255, operator=dip.LanczosDownsampler(4)),
+        ValueError,
+        ["target", "its white"],
+    ),
     "reference of grey levels": (
         lambda: fit(reference=IMAGE * 255),
         ValueError,
@@ -365,7 +370,7 @@ CASES = {
         ValueError,
         ["operator", "(3, 32, 48)", "(1, c, h, w)"],
     ),
-    "loss of one argument": (lambda: fit(loss=lambda output: output.mean()), ValueError, ["loss", "1 positional"]),
+    "loss of one argument": (lambda: fit(loss=lambda output: output.mean()), TypeError, ["loss", "1 positional"]),
     "steps of a run": (lambda: dip.steps_to_reach(fit(), 20), TypeError, ["curve", "Fit", "each step"]),
     "choice of a word": (lambda: dip.choose_step("loss"), TypeError, ["curve", "str", "each step"]),
     "booleans for channels": (lambda: dip.permute_channels(IMAGE[:2], (False, True)), ValueError, ["order", "False"]),

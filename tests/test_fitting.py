@@ -780,18 +780,44 @@ def test_the_allocator_is_left_alone_until_the_first_fit():
     assert before == 0 < after
 
 
-def test_a_card_that_cannot_be_computed_on_is_not_taken(monkeypatch, capsys):
-    """PyTorch counts a card that is too old for it; here it is told of one that is not there."""
-    if torch.cuda.is_available():
-        pytest.skip("there is a card")
+@pytest.mark.parametrize(
+    ("capability", "built", "used"),
+    [
+        ((6, 1), ["sm_75", "sm_80", "sm_90"], False),
+        ((7, 5), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 9), ["sm_80", "sm_86"], True),
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((12, 0), ["sm_90", "sm_120"], True),
+        ((12, 0), ["sm_90"], False),
+        ((12, 0), ["sm_80", "compute_90"], True),
+        ((9, 0), ["gfx90a"], True),
+    ],
+)
+def test_a_card_that_this_pytorch_was_not_built_for_is_left_alone(monkeypatch, capsys, capability, built, used):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
     monkeypatch.delenv("DIP_BUDGET", raising=False)
     has_card.cache_clear()
     try:
-        assert dip.choose_budget() == "quick" and choose_device() == torch.device("cpu")
-        assert capsys.readouterr().out.count("The CUDA card is not used") == 1
+        assert dip.choose_budget() == ("full" if used else "quick")
+        assert choose_device() == torch.device("cuda" if used else "cpu")
+        assert capsys.readouterr().out.count("The CUDA card is not used") == (not used)
     finally:
         has_card.cache_clear()
+
+
+def test_a_regularizer_on_the_weights_counts_in_every_precision(z, photograph):
+    """It reads the weights themselves, of which the network computes with rounded copies."""
+
+    def size(precision, weight):
+        network = build()
+        decay = lambda x: 0 * x.sum() + weight * sum(p.square().mean() for p in network.parameters())  # noqa: E731
+        fit(z, photograph, 60, network=network, regularizer=decay, precision=precision, input_noise=0)
+        return sum(p.square().sum().item() for p in network.parameters())
+
+    exact, rounded, without = size("float32", 0.1), size("bfloat16", 0.1), size("bfloat16", 0.0)
+    assert exact < 0.8 * without and rounded == pytest.approx(exact, rel=0.1)
 
 
 PRECISION = """
@@ -800,17 +826,26 @@ from dip_utils.engine.graph import cudnn_set
 cudnn = torch.backends.cudnn
 {}
 before = cudnn.benchmark, cudnn.conv.fp32_precision
-with cudnn_set(benchmark=True, fp32_precision="ieee"):
-    inside = cudnn.benchmark, cudnn.conv.fp32_precision
-assert inside == (True, "ieee") and (cudnn.benchmark, cudnn.conv.fp32_precision) == before, (inside, before)
+with cudnn_set(benchmark=True):
+    assert cudnn.benchmark and cudnn.conv.fp32_precision in ("ieee", "none")
+    {}
+assert (cudnn.benchmark, cudnn.conv.fp32_precision) == before
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["", 'cudnn.conv.fp32_precision = "ieee"', "cudnn.allow_tf32 = False"])
-def test_settings_of_cudnn_are_set_for_a_fit_and_put_back(setting):
-    """Whether the user has set TF32 in PyTorch's newer way or in its older one; where both are used it is an error."""
-    subprocess.run([sys.executable, "-c", PRECISION.format(setting)], check=True)
+@pytest.mark.parametrize(
+    ("setting", "inside"),
+    [
+        ("", "with cudnn.flags(enabled=False): pass"),
+        ('cudnn.conv.fp32_precision = "ieee"', ""),
+        ('torch.backends.fp32_precision = "tf32"', ""),
+        ("cudnn.allow_tf32 = False", "with cudnn.flags(enabled=False): pass"),
+    ],
+)
+def test_settings_of_cudnn_are_set_for_a_fit_and_put_back(setting, inside):
+    """Whether the user has set TF32 in PyTorch's older way, which must work in a fit too, or in its newer one."""
+    subprocess.run([sys.executable, "-c", PRECISION.format(setting, inside)], check=True)
 
 
 def test_a_reference_given_later_is_used_from_there_on(z, photograph):

@@ -179,35 +179,51 @@ def test_hold_out_with_another_loss(z, noisy, name):
     assert np.allclose(run.held_out, errors, rtol=1e-6)
 
 
-def test_loss_of_neighbours_is_refused_with_hold_out(z, noisy):
-    """The pixels held out have none."""
-    window = torch.ones(3, 1, 3, 3, dtype=torch.float64)
-    loss = lambda output, target: F.conv2d(output - target, window, groups=3).square().mean()  # noqa: E731
+def of_neighbours(output, target):
+    return F.conv2d(output - target, torch.ones(3, 1, 3, 3, dtype=torch.float64), groups=3).square().mean()
+
+
+NO_MEANS = {
+    "squares of neighbours": (of_neighbours, "loss with HoldOut, of pixels in a row: got one that fails on a tensor"),
+    "steps": (lambda output, target: F.l1_loss(output.diff(dim=-1), target.diff(dim=-1)), "a mean over pixels"),
+    "a sum": (lambda output, target: F.mse_loss(output, target, reduction="sum"), "a mean over pixels"),
+    "a root": (lambda output, target: F.mse_loss(output, target).sqrt(), "a mean over pixels"),
+    "a maximum": (lambda output, target: (output - target).abs().max(), "a mean over pixels"),
+    "smoothness": (lambda output, target: F.mse_loss(output, target) + dip.total_variation(output), "over pixels"),
+}
+
+
+@pytest.mark.parametrize("name", NO_MEANS)
+def test_what_is_no_mean_over_pixels_is_refused_with_hold_out(z, noisy, name):
+    """It could not be taken apart into pixels that are fitted and pixels that are not."""
+    loss, words = NO_MEANS[name]
     assert fit(z, noisy, 1, loss=loss).steps == 1
-    with pytest.raises(ValueError, match="loss with HoldOut, of pixels in any order: got one that fails on a tensor"):
+    with pytest.raises(ValueError, match=words):
         fit(z, noisy, 1, loss=loss, stop=dip.HoldOut())
-    steps = lambda output, target: F.l1_loss(output.diff(dim=-1), target.diff(dim=-1))  # noqa: E731
-    with pytest.raises(ValueError, match=r"loss: got .* pixels in another order; with HoldOut wants"):
-        fit(z, noisy, 1, loss=steps, stop=dip.HoldOut())
 
 
-def test_hold_out_with_any_mean_over_pixels(z, noisy):
-    """Weights of the channels; and a loss that is not 0 for a perfect copy."""
-    weights = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).view(3, 1, 1)
-    losses = [
-        lambda output, target: (weights * (output - target) ** 2).mean(),
-        lambda output, target: ((output - target) * weights).sum(1).square().mean() + 5,
-    ]
-    held = left_out(HOLD_OUT, noisy)
-    for loss in losses:
-        run = fit(z, noisy, stop=HOLD_OUT, loss=loss, keep=(60,))
+WEIGHTS = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64).view(3, 1, 1)
+MEANS = {
+    "weighted channels": lambda output, target: (WEIGHTS * (output - target) ** 2).mean(),
+    "luma": lambda output, target: ((output - target) * WEIGHTS).sum(1).square().mean(),
+    "with a constant": lambda output, target: F.l1_loss(output, target) + 5,
+    "Poisson": lambda output, target: F.poisson_nll_loss(output, target, log_input=False),
+    "Itakura and Saito": lambda output, target: (lambda ratio: (ratio - ratio.log()).mean())(
+        (target + 0.1) / (output + 0.1)
+    ),
+}
 
-        def of_pixels(image, where, loss=loss):
-            return loss(*(picture.double()[None, :, where][..., None] for picture in (image, noisy))).item()
 
-        assert run.held_out[-1] == pytest.approx(of_pixels(run.average, held), rel=1e-5)
-        assert run.loss[-1] == pytest.approx(of_pixels(run.output, ~held), rel=1e-5)
-        assert not run.diverged and run.remarks == []
+@pytest.mark.parametrize("name", MEANS)
+def test_hold_out_with_any_mean_over_pixels(z, noisy, name):
+    run, held = fit(z, noisy, stop=HOLD_OUT, loss=MEANS[name]), left_out(HOLD_OUT, noisy)
+
+    def of_pixels(image, where):
+        return MEANS[name](*(picture.double()[None, :, where][..., None] for picture in (image, noisy))).item()
+
+    assert run.held_out[-1] == pytest.approx(of_pixels(run.average, held), rel=1e-5)
+    assert run.loss[-1] == pytest.approx(of_pixels(run.output, ~held), rel=1e-5)
+    assert not run.diverged and run.remarks == []
 
 
 def test_hold_out_refuses_a_loss_without_value_for_a_perfect_copy(z, noisy):

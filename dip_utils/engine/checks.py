@@ -11,7 +11,7 @@ import torch
 
 #: How far rounding may carry a value of an image beyond 0 or 1.
 ROUNDING = 1e-5
-#: Values beyond this cannot be meant for an image in [0, 1], or near it, as recipe A's targets are.
+#: So many times white cannot be meant for an image in [0, 1], or near it, as recipe A's targets are.
 FAR = 20
 WHITE = "divide it by its white, for example 255"
 
@@ -110,15 +110,15 @@ def check_image(name, image, *, bounded=True, signal=False):
     if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(f"{name}: got NaN or infinite values; wants finite ones")
     if bounded and (least < -ROUNDING or most > 1 + ROUNDING):
-        hint = WHITE if max(-least, most) > FAR else ".clamp(0, 1) clips them"
-        raise ValueError(f"{name}: got values from {least:.7g} to {most:.7g}; wants them in [0, 1]: {hint}")
+        hint = ": .clamp(0, 1) clips them" if least > -0.5 and most < 1.5 else f": {WHITE}" if most > FAR else ""
+        raise ValueError(f"{name}: got values from {least:.7g} to {most:.7g}; wants them in [0, 1]{hint}")
     return image.clamp(0, 1) if bounded and (least < 0 or most > 1) else image
 
 
-def check_range(name, image):
-    """Raise for an image whose white cannot be 1."""
+def check_range(name, image, white=1.0):
+    """Raise for an image whose white cannot be this, or near it."""
     least, most = (value.item() for value in image.aminmax())
-    if max(-least, most) > FAR:
+    if max(-least, most) > FAR * max(1, white):
         raise ValueError(
             f"{name}: got values from {least:.4g} to {most:.4g}; wants an image in [0, 1], or near it: {WHITE}"
         )
@@ -150,7 +150,7 @@ def check_curve(name, values):
 
 def first_line(error):
     """The first line of an error's message, or its kind where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_floating(name, image):

@@ -28,19 +28,23 @@ def _stream(device):
 
 
 @contextlib.contextmanager
-def cudnn_set(**values):
-    """Settings of cuDNN in this block; afterwards they are as they were."""
-    # Not `cudnn.flags`: it fails where the user has set a precision in PyTorch's newer way.
+def cudnn_set(benchmark):
+    """No TF32, and cuDNN's search for its fastest algorithms or none; afterwards all is as it was."""
     cudnn = torch.backends.cudnn
-    owners = {name: cudnn.conv if name == "fp32_precision" else cudnn for name in values}
-    before = {name: getattr(owner, name) for name, owner in owners.items()}
+    # PyTorch has two ways to set TF32, and the older one fails where the user has taken the newer one.
     try:
-        for name, owner in owners.items():
-            setattr(owner, name, values[name])
+        newer = cudnn.fp32_precision != "none" or cudnn.allow_tf32 is None
+    except RuntimeError:
+        newer = True
+    owner, name, value = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
+    before = cudnn.benchmark, getattr(owner, name)
+    try:
+        cudnn.benchmark = benchmark
+        setattr(owner, name, value)
         yield
     finally:
-        for name, owner in owners.items():
-            setattr(owner, name, before[name])
+        cudnn.benchmark = before[0]
+        setattr(owner, name, before[1])
 
 
 @contextlib.contextmanager
@@ -51,7 +55,7 @@ def on_device(device, pixels):
         return
     stream = _stream(device)
     # Float32 means float32: no TF32.
-    with _LOCK, cudnn_set(benchmark=pixels >= TUNING["search"], fp32_precision="ieee"):
+    with _LOCK, cudnn_set(benchmark=pixels >= TUNING["search"]):
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             yield

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .step import copy_all
+from .kernels import copy_all
 
 #: How often, in steps, the losses are looked at.
 CHECK_EVERY = 25

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import sys
 import time
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .checks import check_choice, check_integer, first_line
+from .checks import check_choice, check_integer
 
 BUDGETS = ("full", "quick", "smoke")
 #: How many times as fast as float32 bfloat16 must be to be worth its rounding.
@@ -93,14 +94,21 @@ class Pace:
 
 @functools.cache
 def has_card():
-    """Whether there is a CUDA card that this PyTorch can compute on; where it cannot, a line says so."""
+    """Whether there is a CUDA card that this PyTorch was built for; where it was not, a line says so."""
     if not torch.cuda.is_available():
         return False
-    try:
-        # PyTorch also counts a card that is too old for it.
-        torch.ones(1, device="cuda").add(1).item()
-    except (RuntimeError, AssertionError) as error:
-        say(f"The CUDA card is not used, since this PyTorch cannot compute on it: {first_line(error)}")
+    # PyTorch counts cards too that are too old for it. Code for a card, sm_86, also runs on those with the same first
+    # digit and a later second one, compute_86 on all later ones.
+    major, minor = torch.cuda.get_device_capability()
+    names = torch.cuda.get_arch_list()
+    built = [found.groups() for name in names if (found := re.match(r"(sm|compute)_(\d+)(\d)", name))]
+    runs = any(
+        (major, minor) >= (int(first), int(second)) and (kind == "compute" or major == int(first))
+        for kind, first, second in built
+    )
+    # AMD's have other names.
+    if built and not runs:
+        say(f"The CUDA card is not used: it is of {major}.{minor}, and this PyTorch for {', '.join(names)}.")
         return False
     return True
 

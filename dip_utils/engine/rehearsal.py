@@ -11,13 +11,10 @@ from .machine import say, seeded
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
 
-def checked_images(z, target, reference, operator):
+def checked_images(z, target, reference):
     """Copies of input, target and reference as `fit` takes them, or an error."""
     z, target = _copied("z", z), _copied("target", target)
     reference = None if reference is None else _copied("reference", reference)
-    if operator is None:
-        # What an operator makes may be anything.
-        check_range("target", target)
     if reference is not None:
         check_range("reference", reference)
     return z, target, reference
@@ -68,7 +65,8 @@ def rehearse(network, images, settings, start):
 def _rehearse_loss(shape, target, settings):
     """Raise unless operator, loss and regularizer make of an output what a fit needs."""
     operator, loss, regularizer = settings.placed()
-    output = torch.zeros(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
+    # White: what the operator makes of it is what a target may have.
+    output = torch.ones(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
 
     def differentiate(name, value):
@@ -88,18 +86,11 @@ def _rehearse_loss(shape, target, settings):
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
+    check_range("target", target, made.detach().abs().max().item())
     target = target[None].to(made)
     numbers = [("loss", loss, (made, target))]
     if regularizer is not None:
         numbers.append(("regularizer", regularizer, (output,)))
-    if settings.stop is not None:
-        pixels = target[0, 0].numel()
-        # Raises where there is nothing to choose from.
-        settings.stop.choose(pixels)
-        shuffle = torch.randperm(pixels, generator=seeded(0, "rehearsal"), device="cpu").to(settings.device)
-        in_any_order = [in_a_row(image, shuffle) for image in (made, target)]
-        numbers.append(("loss with HoldOut, of pixels in any order", loss, in_any_order))
-    values = []
     for name, function, arguments in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
@@ -108,15 +99,31 @@ def _rehearse_loss(shape, target, settings):
                 "wants one that returns a tensor without dimensions"
             )
         differentiate(name, value)
-        values.append(value.detach())
     if settings.stop is not None:
-        if not loss(target, target).isfinite():
-            raise ValueError("loss: got one that is not finite for a perfect copy; with HoldOut wants one that is")
-        if not torch.isclose(values[0], values[-1], rtol=1e-3, atol=1e-6):
-            raise ValueError(
-                f"loss: got {values[0]:.4g} of an image, {values[-1]:.4g} of its pixels in another order; "
-                "with HoldOut wants a mean over pixels"
-            )
+        _check_mean(loss, target, settings.stop)
+
+
+def _check_mean(loss, target, stop):
+    """Raise unless a loss can be taken apart as hold-out does it: it has to be a mean over pixels."""
+    pixels, generator = target[0, 0].numel(), seeded(0, "rehearsal")
+    # Raises where there is nothing to choose from.
+    stop.choose(pixels)
+    output = torch.rand(target.shape, generator=generator, dtype=torch.float32, device="cpu")
+    output = output.to(target).requires_grad_()
+    order = torch.randperm(pixels, generator=generator, device="cpu").to(target.device)
+    hidden, seen = order[: -(-pixels // 3)], order[-(-pixels // 3) :]
+    mixed = output.flatten(2).index_copy(2, hidden, target.flatten(2)[..., hidden]).view_as(target)
+    copy, *others = (in_a_row(image, places) for image, places in ((target, hidden), (output, seen), (target, seen)))
+    name = "loss with HoldOut, of pixels in a row"
+    of_copy, of_seen = _attempt(name, loss, copy, copy), _attempt(name, loss, *others)
+    if not of_copy.isfinite():
+        raise ValueError("loss: got one that is not finite for a perfect copy; with HoldOut wants one that is")
+    whole, parts = loss(mixed, target), of_copy.lerp(of_seen, len(seen) / pixels)
+    if not torch.isclose(whole, parts, rtol=1e-3, atol=1e-6):
+        raise ValueError(
+            f"loss: got {whole:.4g} of an image, {parts:.4g} as the mean of its parts; "
+            "with HoldOut wants a mean over pixels"
+        )
 
 
 def in_a_row(image, places):
@@ -194,7 +201,9 @@ def _attempt(name, function, *arguments):
     """Call one of the user's functions as the fit will; where it fails, say on what."""
     try:
         return function(*arguments)
-    except (RuntimeError, IndexError, TypeError) as error:
+    except TypeError as error:
+        raise TypeError(f"{name}: got one that fails: {first_line(error)}") from error
+    except (RuntimeError, IndexError) as error:
         if is_out_of_memory(error):
             raise
         x, reason = arguments[0], first_line(error)

@@ -6,7 +6,6 @@ of the weights as they are, and nothing is left to compute when a run ends.
 """
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch.func import functional_call
 
 from ..stopping import HoldOut
 from .checks import check_function, check_integer, check_number
-from .kernels import accelerated, takes_channels_last
+from .kernels import Round, accelerated, copy_all, takes_channels_last
 from .machine import seeded
 from .memory import tensors_in_place
 from .rehearsal import in_a_row, move, placed
@@ -86,18 +85,6 @@ def lent(network, settings):
         move(network, "cpu", torch.float32).to(memory_format=torch.contiguous_format)
 
 
-@torch.no_grad()
-def copy_all(targets, sources):
-    """Copy many tensors, on a card in one launch for all of the same dtypes."""
-
-    def dtypes(pair):
-        return [str(tensor.dtype) for tensor in pair]
-
-    pairs = sorted(zip(targets, sources, strict=True), key=dtypes)
-    for _, group in itertools.groupby(pairs, dtypes):
-        torch._foreach_copy_(*map(list, zip(*group, strict=True)))
-
-
 class HeldOutPixels:
     """The pixels that a `HoldOut` leaves out, and the average that it has chosen so far."""
 
@@ -111,7 +98,7 @@ class HeldOutPixels:
         self.chosen = torch.zeros_like(output)
 
     def hide(self, made, target):
-        """An image in which the target stands in for what is left out: no error there, no gradient."""
+        """An image in which the target stands in for what is left out: no gradient there."""
         return torch.where(self.seen, made, target)
 
     def pick(self, image):
@@ -192,17 +179,11 @@ class Problem:
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
         as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
-        places = {
+        self.rounded = {
             name: weight
             for name, weight in tensors_in_place(self.network).items()
             if isinstance(weight, nn.Parameter) and precision != self.exact and weight not in as_they_are
         }
-        # The products are made with rounded twins; the weights stay exact, lest Adam's small steps be lost.
-        self.twins = {
-            weight: torch.empty_like(weight, dtype=precision, requires_grad=weight.requires_grad)
-            for weight in places.values()
-        }
-        self.twins_in_place = {name: self.twins[weight] for name, weight in places.items()}
 
     # --- the mathematics
 
@@ -223,8 +204,7 @@ class Problem:
         output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
-        leaves = [self.twins.get(weight, weight) for weight in self.moving]
-        gradients = torch.autograd.grad(objective * self.loss_scale, leaves, materialize_grads=True)
+        gradients = torch.autograd.grad(objective * self.loss_scale, self.moving, materialize_grads=True)
         copy_all([weight.grad for weight in self.moving], gradients)
         if self.loss_scale != 1:
             torch._foreach_mul_([weight.grad for weight in self.moving], 1 / self.loss_scale)
@@ -241,9 +221,13 @@ class Problem:
 
     def generate(self, x):
         """The output for an input, f_θ(x)."""
-        copy_all(self.twins.values(), self.twins)
-        twins = self.twins_in_place
-        output = functional_call(self.network, twins, (x,), tie_weights=False) if twins else self.network(x)
+        # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
+        if self.rounded:
+            rounded = Round.apply(self.precision, *self.rounded.values())
+            rounded = dict(zip(self.rounded, rounded, strict=True))
+            output = functional_call(self.network, rounded, (x,), tie_weights=False)
+        else:
+            output = self.network(x)
         # As the user's operators and losses expect it, with or without channels-last.
         return output.to(self.exact, memory_format=torch.contiguous_format)
 

@@ -244,8 +244,8 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
-    for name, level in (by_name("levels", levels) if levels else {}).items():
-        check_number(name, level)
+    for name, level in (by_name("levels", levels) if levels is not None else {}).items():
+        check_number("levels", level)
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
         # Behind the last panel, where no curve can be.
@@ -267,7 +267,7 @@ def plot_spectra(runs, steps):
     runs = runs_by_name(runs)
     steps = check_kept(runs, steps)
     for name, run in runs.items():
-        if run.target.shape != run.output.shape or run.target.ndim < 3 or min(run.target.shape[1:]) < 32:
+        if run.target.shape[1:] != run.output.shape[1:] or run.target.ndim < 3 or min(run.target.shape[1:]) < 32:
             sizes = f"a target of {tuple(run.target.shape)} and an output of {tuple(run.output.shape)}"
             raise ValueError(f"runs: got {sizes} as {name!r}; wants images of one size, 32 pixels or more on each side")
     figure = new_figure(3.6)
@@ -309,7 +309,7 @@ def plot_stopping(run):
     relative = np.nanmin(curve) > 0
     if relative:
         curve /= np.nanmin(curve)
-        bottom.set_ylim(0.95, min(2, np.nanmax(curve)))
+        bottom.set_ylim(0.95, min(2, 1.02 * np.nanmax(curve)))
     bottom.plot(curve, color=colour, linewidth=1.2, label="hold-out")
     if step is not None:
         top.axvline(step, color=colour, linewidth=0.8, label="hold-out chooses")
@@ -341,7 +341,7 @@ def compare(images, zoom):
         raise ValueError(f"images: got the sizes {sorted(sizes)}; wants images of one size")
     wants = "top, left, height and width as shares, inside the image"
     zoom = check_shares("zoom", zoom, 4, wants)
-    if not all(at < at + length <= 1 for at, length in zip(zoom, zoom[2:], strict=False)):
+    if not all(at < at + length <= 1 + 1e-6 for at, length in zip(zoom, zoom[2:], strict=False)):
         raise ValueError(f"zoom: got {zoom}; wants {wants}")
     size = sizes.pop()
     height, width = (max(1, round(share * side)) for share, side in zip(zoom[2:], size, strict=True))
