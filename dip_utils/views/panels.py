@@ -25,11 +25,9 @@ from .page import bundle, in_notebook, png, show
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def new_picture(description):
+def new_picture():
     """A widget that shows the bytes of a PNG file."""
-    picture = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-    picture.alt = description
-    return picture
+    return ipywidgets.Image(format="png", layout={"max_width": "100%"})
 
 
 def bold(error):
@@ -57,7 +55,7 @@ def explore(function, **controls):
     for name, control in controls.items():
         if not isinstance(control, ipywidgets.ValueWidget):
             raise TypeError(f"{name}: got {control!r}; wants a widget, for example ipywidgets.FloatSlider()")
-    picture, message = new_picture(f"What the controls {', '.join(controls)} make"), ipywidgets.HTML()
+    picture, message = new_picture(), ipywidgets.HTML()
 
     def draw():
         return draw_images(function(**{name: control.value for name, control in controls.items()}))
@@ -104,7 +102,7 @@ class OwnImagePanel:
         self.start = ipywidgets.Button(description="start", icon="play", button_style="primary")
         self.stop = ipywidgets.Button(description="stop", icon="stop", disabled=True)
         self.save = ipywidgets.Button(description="save as PNG", icon="save", disabled=True)
-        self.message, self.picture = ipywidgets.HTML(), new_picture("The image, and beside it the result so far")
+        self.message, self.picture = ipywidgets.HTML(), new_picture()
         for control in (self.upload, self.path, self.longest):
             control.observe(self._choose, "value")
         self.start.on_click(self._start)
