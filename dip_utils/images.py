@@ -10,7 +10,7 @@ import skimage  # loads its parts when they are first used
 import torch
 from PIL import Image
 
-from .engine.checks import check_choice, check_folder, check_image, check_integer, check_number, check_path
+from .engine.checks import check_choice, check_image, check_integer, check_number, check_path
 from .engine.decoding import decode
 from .engine.machine import say
 from .resampling import resize
@@ -108,10 +108,7 @@ def save_image(image, path):
     JPEG loses a little, all others keep every pixel. Of other than one or three
     channels the mean is saved, and a line says so.
     """
-    image, path = check_image("image", image), check_path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with {', '.join(ENDINGS)}")
-    check_folder(path)
+    image, path = check_image("image", image), check_path(path, ENDINGS)
     Image.fromarray(to_uint8(image)).save(path, **ENDINGS[path.suffix.lower()])
     if len(image) not in (1, 3):
         say(f"{path.name}: the mean of {len(image)} channels, in grey")

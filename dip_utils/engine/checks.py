@@ -68,17 +68,16 @@ def check_function(name, function, wants="a function"):
         raise TypeError(f"{name}: got {type(function).__name__}; wants {wants}")
 
 
-def check_path(path):
-    """Return the path of a file, with the home folder in place of ~, or raise."""
+def check_path(path, endings=()):
+    """Return the path of a file, with the home folder in place of ~, or raise; one to write has `endings`."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: got {type(path).__name__}; wants the path of a file")
-    return Path(path).expanduser()
-
-
-def check_folder(path):
-    """Raise unless the folder in which a file is to be written is there."""
-    if not path.parent.is_dir():
+    path = Path(path).expanduser()
+    if endings and path.suffix.lower() not in endings:
+        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with {', '.join(endings)}")
+    if endings and not path.parent.is_dir():
         raise FileNotFoundError(f"path: got {str(path)!r}; wants a folder that is there")
+    return path
 
 
 def check_choice(name, value, choices):

@@ -5,17 +5,14 @@ import os
 import numpy as np
 import torch
 
-from .checks import check_folder, check_path
+from .checks import check_path
 
 FILE_FORMAT = "dip_utils.Fit 6"
 
 
 def save(fields, path):
     """Write a dict of tensors, arrays and plain values; it appears under its name only when complete."""
-    path = check_path(path)
-    if path.suffix != ".pt":
-        raise ValueError(f"path: got {str(path)!r}; wants a name that ends with .pt")
-    check_folder(path)
+    path = check_path(path, [".pt"])
     content = {"format": FILE_FORMAT}
     for name, value in fields.items():
         value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
