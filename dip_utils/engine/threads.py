@@ -56,23 +56,17 @@ class Threads:
 
     def _learn(self, seconds, whole):
         self.times.append(seconds)
-        if self.tried is not None:
-            if len(self.times) == TRIAL:
-                self._decide(min(self.times[1:]))
-        elif whole:
+        if self.tried is None and whole:
             # Nothing is to be gained.
             self.times.clear()
-        elif len(self.times) >= self.pause:
+        elif self.tried is None and len(self.times) >= self.pause:
             self.usual, self.tried = min(self.times[-TRIAL:]), self._other()
             self.times.clear()
-
-    def _decide(self, seconds):
-        if seconds < BETTER * self.usual:
-            self.number, self.pause = self.tried, FIRST
-        else:
-            self.pause = min(2 * self.pause, LONGEST)
-        self.tried = None
-        self.times.clear()
+        elif self.tried is not None and len(self.times) == TRIAL:
+            better = min(self.times[1:]) < BETTER * self.usual
+            self.number, self.pause = (self.tried, FIRST) if better else (self.number, min(2 * self.pause, LONGEST))
+            self.tried = None
+            self.times.clear()
 
     def _other(self):
         """Half as many threads and twice as many, in turn, where there are."""
