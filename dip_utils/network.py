@@ -113,10 +113,8 @@ class SkipNetwork(nn.Module):
         channels = check_several("channels", channels, "an integer for each scale")
         skip_channels = check_several("skip_channels", skip_channels, "an integer for each scale")
         if not channels or len(channels) != len(skip_channels):
-            raise ValueError(
-                f"skip_channels: got {len(skip_channels)} numbers for {len(channels)} scales; "
-                "wants one number for each number in channels, and at least one"
-            )
+            numbers = f"{len(skip_channels)} numbers for {len(channels)} scales"
+            raise ValueError(f"skip_channels: got {numbers}; wants one for each number in channels, and at least one")
         for width, skip in zip(channels, skip_channels, strict=True):
             check_integer("channels", width, 1)
             check_integer("skip_channels", skip, 0)
@@ -173,9 +171,7 @@ class SkipNetwork(nn.Module):
             raise ValueError(f"z: got {inputs} channels; wants {self.input_channels}, the network's input_channels")
         smallest = 2 ** len(self.channels) + 1
         if min(height, width) < smallest:
-            raise ValueError(
-                f"z: got {height} × {width}; wants at least {smallest} on each side for {len(self.channels)} scales"
-            )
+            raise ValueError(f"z: got {height} × {width}; wants at least {smallest} on each side, for its scales")
         output = self.head(self.scales(z))
         return torch.sigmoid(output.to(torch.promote_types(output.dtype, torch.float32)))
 

@@ -52,9 +52,7 @@ class LanczosDownsampler(nn.Module):
         check_floating("image", image)
         *lead, height, width = image.shape
         if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"image: got {height} × {width}; wants both sides to be multiples of the factor, {self.factor}"
-            )
+            raise ValueError(f"image: got {height} × {width}; wants both sides multiples of the factor, {self.factor}")
         kernel = self.kernel.to(image.dtype)
         margin = (len(kernel) - self.factor) // 2
         planes = F.pad(image.reshape(-1, 1, height, width), (margin,) * 4, mode="replicate")

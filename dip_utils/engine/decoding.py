@@ -40,9 +40,7 @@ def decode(path, longest, white):
             kind = "a HEIC file, which `pip install pillow-heif` makes readable"
         raise ValueError(f"{got}, {kind}; wants an image that Pillow can read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"{got}, too large to open safely; with longest=… a JPEG can be read small: {error}"
-        ) from error
+        raise ValueError(f"{got}, too large to open safely; with longest=… a JPEG is read small: {error}") from error
     except ValueError as error:
         raise ValueError(f"{got}, which cannot be read: {error}") from error
     except Exception as error:  # Broken files make decoders raise anything.

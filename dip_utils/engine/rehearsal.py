@@ -50,9 +50,7 @@ def rehearse(network, images, settings, start):
     if any(parameter.is_complex() for parameter in network.parameters()):
         raise TypeError("network: got one with complex parameters; wants real ones")
     if any(parameter.is_inference() for parameter in network.parameters()):
-        raise ValueError(
-            "network: got one built in torch.inference_mode, which cannot be trained; wants one built outside"
-        )
+        raise ValueError("network: got one built in torch.inference_mode, not trainable; wants one built outside")
     shape = _rehearse_network(network, z, settings)
     if reference is not None and tuple(reference.shape) != shape:
         raise ValueError(f"reference: got shape {tuple(reference.shape)}; wants {shape}, what the network makes of z")
@@ -94,10 +92,7 @@ def _rehearse_loss(shape, target, settings):
     for name, function, arguments in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
-            raise TypeError(
-                f"{name}: got one that returns no number with a gradient; "
-                "wants one that returns a tensor without dimensions"
-            )
+            raise TypeError(f"{name}: got one that returns no number with a gradient; wants a tensor of no dimensions")
         differentiate(name, value)
     if settings.stop is not None:
         _check_mean(loss, target, settings.stop)

@@ -42,7 +42,5 @@ def load(path):
         raise
     # Reading another file, the unpickler raises anything.
     except Exception as error:
-        raise ValueError(
-            f"path: got {str(path)!r}, truncated, or not a run that Fit.save wrote in this version"
-        ) from error
+        raise ValueError(f"path: got {str(path)!r}, truncated, or not a run that this version has saved") from error
     return content
