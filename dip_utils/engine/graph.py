@@ -67,12 +67,12 @@ class Stepper:
     def __init__(self, problem, say):
         self.problem, self.say = problem, say
         self.threads = Threads() if problem.z.device.type == "cpu" and TUNING["threads"] else None
+        self.may_capture = problem.z.device.type == "cuda" and TUNING["graph"]
         self.start_over()
 
     def start_over(self):
         """Forget the graph: what it was captured from has changed."""
         self.graph, self.warm = None, 0
-        self.may_capture = self.problem.z.device.type == "cuda" and TUNING["graph"]
 
     def __call__(self):
         """Take one step."""
