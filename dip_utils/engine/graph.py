@@ -31,7 +31,7 @@ def _stream(device):
 def cudnn_set(benchmark):
     """No TF32, and cuDNN's search for its fastest algorithms or none; afterwards all is as it was."""
     cudnn = torch.backends.cudnn
-    # PyTorch has two ways to set TF32, and the older one fails where the user has taken the newer one.
+    # PyTorch has two ways to set TF32; where the user has taken the newer one, reading the older may fail.
     try:
         newer = cudnn.fp32_precision != "none" or cudnn.allow_tf32 is None
     except RuntimeError:

@@ -108,7 +108,8 @@ def has_card():
     )
     # AMD's have other names.
     if built and not runs:
-        say(f"The CUDA card is not used: it is of {major}.{minor}, and this PyTorch for {', '.join(names)}.")
+        own, wanted = f"{major}.{minor}", ", ".join(names)
+        say(f"The CUDA card is not used: its compute capability is {own}, this PyTorch is built for {wanted}.")
         return False
     return True
 

@@ -108,9 +108,9 @@ def _check_mean(loss, target, stop):
     order = torch.randperm(pixels, generator=generator, device="cpu").to(target.device)
     hidden, seen = order[: -(-pixels // 3)], order[-(-pixels // 3) :]
     mixed = output.flatten(2).index_copy(2, hidden, target.flatten(2)[..., hidden]).view_as(target)
-    copy, *others = (in_a_row(image, places) for image, places in ((target, hidden), (output, seen), (target, seen)))
-    name = "loss with HoldOut, of pixels in a row"
-    of_copy, of_seen = _attempt(name, loss, copy, copy), _attempt(name, loss, *others)
+    name, perfect = "loss with HoldOut, of pixels in a row", in_a_row(target, hidden)
+    of_copy = _attempt(name, loss, perfect, perfect)
+    of_seen = _attempt(name, loss, in_a_row(output, seen), in_a_row(target, seen))
     if not of_copy.isfinite():
         raise ValueError("loss: got one that is not finite for a perfect copy; with HoldOut wants one that is")
     whole, parts = loss(mixed, target), of_copy.lerp(of_seen, len(seen) / pixels)
