@@ -264,12 +264,12 @@ def fit(
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps
             run = Fit(*images, before + int(steps), str(device), settings.rates())
+            keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
             if start is not None:
                 run.seconds, run.kept, run.remarks = start.seconds, dict(start.kept), list(start.remarks)
-            keep, values = checked_steps(keep, before, run.planned), math.prod(shape)
-            for name, rate in run.rates.items():
-                if start is not None and rate != start.rates[name]:
-                    run.say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
+                for name, rate in run.rates.items():
+                    if rate != start.rates[name]:
+                        run.say(f"{name}: {rate:g}, where the run in start had {start.rates[name]:g}.")
             # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
@@ -329,10 +329,10 @@ def _descend(problem, run, start, keep, watcher, presses):
     if step in keep:
         run.kept[step] = _on_cpu(problem.output)
     run.interrupted = bool(presses) and step < run.planned
-    if hold_out is not None and not run.interrupted and hold_out.step < 0:
-        run.say(f"By step {step} hold-out has chosen none; they count from step {hold_out.stop.first} on.")
     if run.interrupted:
         run.say(f"Stopped by hand at step {step} of {run.planned}; the run so far is kept.")
+    elif hold_out is not None and hold_out.step < 0:
+        run.say(f"By step {step} hold-out has chosen none; they count from step {hold_out.stop.first} on.")
     _report(run, problem, step, begun)
     vars(run).update(run.complete(), running=False, complete=None)
     watcher.show(run)

@@ -88,8 +88,8 @@ CASES = {
     ),
     "tuning on one picture": (
         lambda: dip.tune_denoiser(IMAGE, "wavelet", 0.1),
-        ValueError,
-        ["photographs", "(32, 48)", "(channels, height, width)"],
+        TypeError,
+        ["photographs", "Tensor", "list of images", "(3, 32, 48)"],
     ),
     "tuning on a number": (lambda: dip.tune_denoiser(5, "wavelet", 0.1), TypeError, ["photographs", "5", "images"]),
     "network of one width": (lambda: dip.SkipNetwork(3, 128, 4, seed=0), TypeError, ["channels", "128", "each scale"]),

@@ -52,8 +52,10 @@ def check_size(channels, size):
 
 
 def check_several(name, values, wants):
-    """Return several values as a tuple, or raise where there is one alone."""
-    if isinstance(values, torch.Tensor | np.ndarray) and values.ndim == 1:
+    """Return several values as a tuple, or raise where there is one alone, or an image."""
+    if isinstance(values, torch.Tensor | np.ndarray):
+        if values.ndim != 1:
+            raise TypeError(f"{name}: got {type(values).__name__} of shape {tuple(values.shape)}; wants {wants}")
         values = values.tolist()
     if not isinstance(values, Iterable):
         raise TypeError(f"{name}: got {values!r}; wants {wants}")

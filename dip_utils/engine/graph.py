@@ -54,7 +54,6 @@ def on_device(device, pixels):
         yield
         return
     stream = _stream(device)
-    # Float32 means float32: no TF32.
     with _LOCK, cudnn_set(benchmark=pixels >= TUNING["search"]):
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):

@@ -4,8 +4,6 @@ import math
 
 import torch
 
-from .kernels import copy_all
-
 #: How often, in steps, the losses are looked at.
 CHECK_EVERY = 25
 #: How often a run may go back within `FORGIVEN_AFTER` steps before it gives up.
@@ -46,7 +44,7 @@ class Guard:
         self.doubtful = high
         if not high and not self._is_high(losses[-1]):
             self.usual, self.copied = losses.median().item(), step
-            copy_all(self.copy.values(), self.problem.state().values())
+            torch._foreach_copy_(list(self.copy.values()), list(self.problem.state().values()))
         return step
 
     def _is_high(self, loss):

@@ -281,18 +281,6 @@ def reflect_with_channels_innermost(x, behind):
     return F.pad(volume, (0, 0, 1, right, 1, bottom), mode="reflect").squeeze(1).permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
-def copy_all(targets, sources):
-    """Copy many tensors, on a card in one launch for all of the same dtypes."""
-
-    def dtypes(pair):
-        return [str(tensor.dtype) for tensor in pair]
-
-    pairs = sorted(zip(targets, sources, strict=True), key=dtypes)
-    for _, group in itertools.groupby(pairs, dtypes):
-        torch._foreach_copy_(*map(list, zip(*group, strict=True)))
-
-
 class Round(torch.autograd.Function):
     """Many weights in a dtype of fewer bits; on a card in one launch, and their gradients back in one."""
 
@@ -300,14 +288,14 @@ class Round(torch.autograd.Function):
     def forward(ctx, dtype, *weights):
         ctx.weights = weights
         rounded = [torch.empty_like(weight, dtype=dtype) for weight in weights]
-        copy_all(rounded, weights)
+        torch._foreach_copy_(rounded, weights)
         return tuple(rounded)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
         exact = [torch.empty_like(weight) for weight in ctx.weights]
-        copy_all(exact, gradients)
+        torch._foreach_copy_(exact, gradients)
         return None, *exact
 
 

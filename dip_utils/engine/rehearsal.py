@@ -14,8 +14,8 @@ from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 def checked_images(z, target, reference):
     """Copies of input, target and reference as `fit` takes them, or an error."""
     z, target = _copied("z", z), _copied("target", target)
-    reference = None if reference is None else _copied("reference", reference)
     if reference is not None:
+        reference = _copied("reference", reference)
         check_range("reference", reference)
     return z, target, reference
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from ..stopping import HoldOut
 from .checks import check_function, check_integer, check_number
-from .kernels import Round, accelerated, copy_all, takes_channels_last
+from .kernels import Round, accelerated, takes_channels_last
 from .machine import seeded
 from .memory import tensors_in_place
 from .rehearsal import in_a_row, move, placed
@@ -86,24 +86,29 @@ def lent(network, settings):
 
 
 class HeldOutPixels:
-    """The pixels that a `HoldOut` leaves out, and the average that it has chosen so far."""
+    """The pixels that a `HoldOut` leaves out of a loss, and the average that it has chosen so far."""
 
-    def __init__(self, stop, target, output):
+    def __init__(self, stop, loss, target, output):
         pixels = target[0, 0].numel()
-        self.stop, self.places = stop, stop.choose(pixels).to(target.device)
+        self.stop, self.loss_function, self.target = stop, loss, target
+        self.places = stop.choose(pixels).to(target.device)
+        self.hidden = in_a_row(target, self.places)
         seen = torch.ones(pixels, dtype=torch.bool, device=target.device)
         seen[self.places] = False
         self.seen, self.share_seen = seen.view(target.shape[2:]), 1 - len(self.places) / pixels
+        # What stands in for the pixels that are left out adds this: 0 for a squared error, not for every loss.
+        self.of_hidden = (1 - self.share_seen) * loss(self.hidden, self.hidden).detach()
         self.least, self.step = target.new_full((), math.inf), target.new_full((), -1)
         self.chosen = torch.zeros_like(output)
 
-    def hide(self, made, target):
-        """An image in which the target stands in for what is left out: no gradient there."""
-        return torch.where(self.seen, made, target)
+    def loss(self, made):
+        """The loss over the pixels that may be fitted: at the others the target stands in, without a gradient."""
+        whole = self.loss_function(torch.where(self.seen, made, self.target), self.target)
+        return (whole - self.of_hidden) / self.share_seen
 
-    def pick(self, image):
-        """The pixels that are left out."""
-        return in_a_row(image, self.places)
+    def held_out_loss(self, made):
+        """The loss at the pixels that are left out."""
+        return self.loss_function(in_a_row(made, self.places), self.hidden)
 
     def choose(self, loss, average, step):
         """Take the average of this step where its held-out loss is the least so far."""
@@ -141,10 +146,7 @@ class Problem:
         self.average = torch.zeros_like(self.output)
         self.hold_out = None
         if settings.stop is not None:
-            self.hold_out = HeldOutPixels(settings.stop, self.target, self.output)
-            # What stands in for the pixels that are left out adds this: 0 for a squared error, not for every loss.
-            hidden = self.hold_out.pick(self.target)
-            self.of_hidden = (1 - self.hold_out.share_seen) * self.loss_function(hidden, hidden).detach()
+            self.hold_out = HeldOutPixels(settings.stop, self.loss_function, self.target, self.output)
         #: For every step: loss; error of the output and of the average against the reference; held-out loss.
         self.curves = ["loss"]
         self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
@@ -167,6 +169,7 @@ class Problem:
                 "exp_avg_sq": torch.zeros_like(weight),
             }
         self.moving = [weight for weight in self.weights.values() if weight not in self.idle]
+        self.gradients = [weight.grad for weight in self.moving]
 
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
@@ -205,9 +208,9 @@ class Problem:
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
         gradients = torch.autograd.grad(objective * self.loss_scale, self.moving, materialize_grads=True)
-        copy_all([weight.grad for weight in self.moving], gradients)
+        torch._foreach_copy_(self.gradients, gradients)
         if self.loss_scale != 1:
-            torch._foreach_mul_([weight.grad for weight in self.moving], 1 / self.loss_scale)
+            torch._foreach_mul_(self.gradients, 1 / self.loss_scale)
         return output, loss
 
     def draw_input(self):
@@ -238,14 +241,7 @@ class Problem:
     def loss(self, output):
         """The loss of d(output), over the pixels that may be fitted."""
         made = self.made(output)
-        if self.hold_out is None:
-            return self.loss_function(made, self.target)
-        whole = self.loss_function(self.hold_out.hide(made, self.target), self.target)
-        return (whole - self.of_hidden) / self.hold_out.share_seen
-
-    def held_out_loss(self, image):
-        """The loss of an image at the pixels that are left out."""
-        return self.loss_function(*map(self.hold_out.pick, (self.made(image), self.target)))
+        return self.loss_function(made, self.target) if self.hold_out is None else self.hold_out.loss(made)
 
     def record(self, output, loss):
         """Bring average, curves, trace and the choice of the hold-out up to this step."""
@@ -255,7 +251,7 @@ class Problem:
         if self.reference is not None:
             values += [(image - self.reference).square().mean() for image in (self.output, self.average)]
         if self.hold_out is not None:
-            values.append(self.held_out_loss(self.average))
+            values.append(self.hold_out.held_out_loss(self.made(self.average)))
             self.hold_out.choose(values[-1], self.average, self.count)
         self.records.index_copy_(1, self.count[None], torch.stack(values).to(self.exact)[:, None])
         if len(self.traced):
@@ -296,7 +292,7 @@ class Problem:
         self.restore(saved, run.steps)
         if self.hold_out is not None and self.hold_out.step >= 0:
             # The run may go on with another loss or operator.
-            self.hold_out.least.copy_(self.held_out_loss(self.hold_out.chosen))
+            self.hold_out.least.copy_(self.hold_out.held_out_loss(self.made(self.hold_out.chosen)))
         if saved["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(saved["generator"])
         known = slice(0, run.steps + 1)
