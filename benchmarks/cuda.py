@@ -11,7 +11,6 @@ read, under `results/cuda/`; what each process printed lies beside them.
 import argparse
 import importlib.util
 import json
-import math
 import os
 import re
 import subprocess
@@ -30,20 +29,13 @@ import torch
 
 import dip_utils as dip
 from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, markdown, show, write_json
-from dip_utils.engine.machine import TUNING
 
 FOLDER = RESULTS / "cuda"
 #: Network, height, width, and the ratio over the textbook loop that is aimed at.
 CASES = [("net 1", 384, 544, 5), ("net 2", 256, 256, None), ("net 2", 512, 512, 3)]
 #: How a step uses the card, beside the default: `dip_utils.engine.machine.TUNING`.
 DEFAULT = "as fit does it"
-FORMS = {
-    DEFAULT: {},
-    "NCHW": {"channels_last": False},
-    "no graph": {"graph": False},
-}
-#: Whether it tries cuDNN's algorithms. cuDNN remembers within a process what it chose, so these have one of their own.
-SEARCHES = {"cudnn.benchmark": {"search": 0}, "no cudnn.benchmark": {"search": sys.maxsize}}
+FORMS = {DEFAULT: {}, "NCHW": {"channels_last": False}, "no graph": {"graph": False}}
 
 
 class Report:
@@ -142,39 +134,40 @@ def run_tests(report):
     report.found["tests"] = lines[-1].strip("= ") if lines else "did not run"
 
 
-def found_rows(lines):
-    """What `textbook` and `one_fit` printed: a line of JSON a case."""
-    return [json.loads(line) for line in lines if line.startswith("{")]
+def run_cases(report, script, cases, labels):
+    """What `textbook` or `one_fit` finds on each case, or None: in one process, and after a case that broke it anew."""
+    rows, last = [], None
+    while len(rows) < len(cases):
+        part = f"{script}, {labels[len(rows)]} and so on"
+        command = [sys.executable, "-m", f"benchmarks.{script}", *map(json.dumps, cases[len(rows) :])]
+        lines, well = report.run(part, command, 240)
+        rows += [json.loads(line) for line in lines if line.startswith("{")]
+        if well:
+            break
+        # Where it is the same for all, no other case is tried.
+        if len(rows) == len(cases) or lines[-1:] == last or not lines:
+            break
+        report.found["failed"][-1]["part"] = f"{script}, {labels[len(rows)]}"
+        rows, last = [*rows, None], lines[-1:]
+    return rows + [None] * (len(cases) - len(rows))
 
 
-def compare_steps(report, name, size, aim, options, others):
-    """Rows of one network at one size: the textbook loop, and `fit` in all forms and precisions."""
-    label = f"{name} at {size[0]} × {size[1]}"
-    case = NETWORKS[name] | options | dict(image=pictures(size))
-    command = [sys.executable, "-m", "benchmarks.textbook", json.dumps(case | {"steps": max(2, case["steps"] // 4)})]
-    lines, _ = report.run(f"textbook, {label}", command, 90)
-    plain = next(iter(found_rows(lines)), None)
+def compare_steps(report, sizes, options, others):
+    """Rows of each network and size: the textbook loop, and `fit` in all forms and precisions."""
+    problems = [NETWORKS[name] | options | dict(image=pictures(size)) for name, *size, _ in sizes]
+    labels = [f"{name} at {height} × {width}" for name, height, width, _ in sizes]
+    loops = [problem | {"steps": max(2, problem["steps"] // 4)} for problem in problems]
+    plain = run_cases(report, "textbook", loops, labels)
     forms = [("auto", form) for form in FORMS] + [(precision, DEFAULT) for precision in others]
-    forms += [("float32", "NCHW")] * ("float32" in others)
-    other = "no cudnn.benchmark" if math.prod(size) >= TUNING["search"] else "cudnn.benchmark"
-    for waiting in (forms, [("auto", other)]):
-        last = None
-        while waiting:
-            cases = [case | {"precision": precision, "tuned": (FORMS | SEARCHES)[form]} for precision, form in waiting]
-            part = f"fit, {label}, {waiting[0][1]} in {waiting[0][0]}" + " and so on" * (len(waiting) > 1)
-            command = [sys.executable, "-m", "benchmarks.one_fit", *map(json.dumps, cases)]
-            lines, well = report.run(part, command, 120)
-            rows = found_rows(lines)
-            for (_, form), row in zip(waiting, rows, strict=False):
-                report.found["steps"].append(step_row(name, size, form, row, plain, aim))
-            if not well:
-                precision, form = waiting[min(len(rows), len(waiting) - 1)]
-                report.found["failed"][-1]["part"] = f"fit, {label}, {form} in {precision}"
-            report.write()
-            # Where one form brings the process down the others still have their turn, unless it is the same for all.
-            if well or lines[-1:] == last or not lines:
-                break
-            waiting, last = waiting[len(rows) + 1 :], lines[-1:]
+    cases, named = [], []
+    for problem, label in zip(problems, labels, strict=True):
+        cases += [problem | {"precision": precision, "tuned": FORMS[form]} for precision, form in forms]
+        named += [f"{label}, {form} in {precision}" for precision, form in forms]
+    rows = iter(run_cases(report, "one_fit", cases, named))
+    for (name, *size, aim), loop in zip(sizes, plain, strict=True):
+        found = [(form, next(rows)) for _, form in forms]
+        report.found["steps"] += [step_row(name, size, form, row, loop, aim) for form, row in found if row]
+    report.write()
 
 
 def step_row(name, size, form, row, plain, aim):
@@ -210,15 +203,14 @@ def pictures(size):
 def denoise(report, side, steps, options):
     """A whole denoising: how long `fit` takes to the end, and to what the textbook loop has at its end."""
     case = NETWORKS["net 2"] | options | dict(image=pictures((side, side)), warm=0, steps=steps)
-    lines, _ = report.run("denoising, textbook", [sys.executable, "-m", "benchmarks.textbook", json.dumps(case)], 120)
-    plain = next(iter(found_rows(lines)), None)
-    case["levels"] = [plain["psnr"]] if plain else []
-    lines, _ = report.run("denoising, fit", [sys.executable, "-m", "benchmarks.one_fit", json.dumps(case)], 120)
+    label = f"a denoising of {side} × {side}"
+    (plain,) = run_cases(report, "textbook", [case], [label])
+    (ours,) = run_cases(report, "one_fit", [case | {"levels": [plain["psnr"]] if plain else []}], [label])
     found = report.found["denoising"]
     found |= {"picture": f"astronaut, {side} × {side}, 255 σ = 25", "steps": steps}
     if plain:
         found |= {"textbook (s)": round(plain["step"] * steps, 1), "its last output (dB)": round(plain["psnr"], 2)}
-    for ours in found_rows(lines):
+    if ours:
         found |= {"fit (s), with set-up and capture": round(ours["step"] * steps, 1), "precision": ours["precision"]}
         found |= {"last output (dB)": round(ours["psnr"], 2), "average (dB)": round(ours["average_psnr"], 2)}
         reached = next(iter(ours["steps_to_levels"]), None)
@@ -257,7 +249,7 @@ def page(found):
     yield from ("## Steps", "")
     yield (
         "The textbook loop runs in float32, its convolutions in TF32 where the card has it (PyTorch's default); "
-        "`fit` in float32 does without TF32. First steps: what they take beyond others, once; the first row of a size "
+        "`fit` in float32 does without TF32. First steps: what they take beyond others, once; the first row "
         "loads the libraries too. The average, after so few steps, only shows that every form learns."
     )
     yield ""
@@ -324,8 +316,7 @@ def main():
     others = [precision for precision in others if precision != own]
     try:
         run_tests(report)
-        for name, height, width, aim in cases:
-            compare_steps(report, name, (height, width), aim, options, others)
+        compare_steps(report, cases, options, others)
         denoise(report, side, steps, options)
         run_notebooks(report, budget)
     except KeyboardInterrupt:

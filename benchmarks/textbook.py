@@ -2,14 +2,15 @@
 
 Contiguous float32, stock modules, stock Adam, fresh noise, loss read and PSNR
 computed on the host at every step. The weights of the batch norms begin at 1, as
-PyTorch makes them, or as in 2018 where the case says so. Prints one line of JSON.
+PyTorch makes them, or as in 2018 where the case says so. A case is JSON: the network,
+the image and the steps; prints one line of JSON a case.
 "best" is the best output, "best_step" its number of updates after the warm ones.
 """
 
-import argparse
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -81,11 +82,10 @@ def train(network, z, target, reference, steps, noise):
         yield psnr(clean, output.detach().cpu().numpy())
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case", help="JSON of the network, the image and the steps")
-    case = json.loads(parser.parse_args().case)
+def measure(case):
     device = torch.device(case["device"])
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(case["seed"])
     network = build(case["input_channels"], case["channels"], case["skip_channels"]).to(device)
     if case.get("as in 2018"):
@@ -107,8 +107,9 @@ def main():
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     found = {"step": seconds / case["steps"], "peak": peak, "psnr": float(curve[-1])}
-    print(json.dumps(found | {"best": float(max(curve)), "best_step": int(np.argmax(curve))}))
+    return found | {"best": float(max(curve)), "best_step": int(np.argmax(curve))}
 
 
 if __name__ == "__main__":
-    main()
+    for argument in sys.argv[1:]:
+        print(json.dumps(measure(json.loads(argument))), flush=True)

@@ -273,8 +273,7 @@ def fit(
             # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
-            pixels = math.prod(z.shape[1:])
-            with stop_button() as presses, on_device(device, pixels), lent(network, settings) as idle:
+            with stop_button() as presses, on_device(device), lent(network, settings) as idle:
                 problem = Problem(network, *images, shape, run.planned, settings, idle)
                 try:
                     return _descend(problem, run, start, keep, Watcher(watch, presses), presses)

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import dip_utils as dip
-from dip_utils.engine.kernels import reflect
 from dip_utils.engine.machine import tuned
 
 from .conftest import build
+from .test_network import ENLARGED, REFLECTED, check_enlarge, check_reflected
 from .textbook import textbook
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -90,29 +90,29 @@ def test_fit_is_the_textbook_loop(z, photograph):
     assert torch.allclose(run.output, expected.outputs[-1].float(), atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", [{"search": 0}, {"channels_last": False}], ids=str)
-def test_variants_compute_the_same(z, photograph, variant):
-    runs = [fit(z, photograph, 30)]
+SHORT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@SHORT
+@pytest.mark.parametrize(**REFLECTED)
+def test_convolution_of_the_card_reflects_the_border(channels, size, stride, dtype):
+    check_reflected(channels, size, stride, dtype, "cuda", 0.02)
+
+
+@SHORT
+@pytest.mark.parametrize(**ENLARGED)
+def test_enlarging_of_the_card_is_bilinear(size, enlarged, dtype):
+    check_enlarge(size, enlarged, dtype, "cuda", 0.02)
+
+
+@SHORT
+@pytest.mark.parametrize("variant", [{}, {"channels_last": False}, {"graph": False}], ids=str)
+def test_short_floats_follow_the_exact_fit(z, photograph, variant, dtype):
+    """In each of the forms that a step may have."""
+    exact = fit(z, photograph, 6)
     with tuned(**variant):
-        runs.append(fit(z, photograph, 30))
-    assert np.allclose(runs[0].loss, runs[1].loss, rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("behind", [(1, 1), (0, 1), (1, 0), (0, 0)])
-def test_reflection_of_the_card_is_that_of_the_cpu(behind, dtype):
-    """In the precisions in which the images have their channels innermost."""
-    x = torch.rand(1, 5, 6, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values, gradients = [], []
-    for place, layout in (("cuda", torch.channels_last), ("cpu", torch.contiguous_format)):
-        there = x.to(place).contiguous(memory_format=layout).requires_grad_()
-        value = reflect(there, behind)
-        # Small integers are exact in all of them.
-        weights = torch.arange(value.numel(), device=place).view(value.shape) % 8
-        (gradient,) = torch.autograd.grad((value * weights).sum(), there)
-        values.append(value.detach().cpu())
-        gradients.append(gradient.cpu())
-    assert torch.equal(*values) and torch.equal(*gradients)
+        rounded = fit(z, photograph, 6, precision=str(dtype)[6:])
+    assert np.allclose(rounded.loss, exact.loss, rtol=0.02)
 
 
 def test_single_precision_is_no_less(z, photograph):

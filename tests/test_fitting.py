@@ -823,14 +823,14 @@ def test_a_regularizer_on_the_weights_counts_in_every_precision(z, photograph):
 
 PRECISION = """
 import torch
-from dip_utils.engine.graph import cudnn_set
+from dip_utils.engine.graph import without_tf32
 cudnn = torch.backends.cudnn
 {}
-before = cudnn.benchmark, cudnn.conv.fp32_precision
-with cudnn_set(benchmark=True):
-    assert cudnn.benchmark and cudnn.conv.fp32_precision in ("ieee", "none")
+before = cudnn.conv.fp32_precision
+with without_tf32():
+    assert cudnn.conv.fp32_precision in ("ieee", "none")
     {}
-assert (cudnn.benchmark, cudnn.conv.fp32_precision) == before
+assert cudnn.conv.fp32_precision == before
 """
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.engine.kernels import accelerated, reflect_with_channels_innermost
+from dip_utils.engine.kernels import Reflected, accelerated, enlarge
 from dip_utils.engine.machine import tuned
 from dip_utils.network import Scale
 
@@ -107,16 +107,65 @@ def test_a_constant_channel_is_no_division_by_nothing(dtype):
     assert torch.isfinite(joined).all() and torch.isfinite(y.grad).all()
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("behind", [(1, 1), (0, 1), (1, 0), (0, 0)])
-def test_reflection_with_the_channels_innermost_is_reflection(batch, behind):
-    x = torch.rand(batch, 5, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-    value, expected = reflect_with_channels_innermost(x, behind), nn.ReflectionPad2d((1, behind[1], 1, behind[0]))(x)
-    assert torch.equal(value, expected) and value.is_contiguous(memory_format=torch.channels_last)
-    pull = torch.rand(value.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    gradients = [torch.autograd.grad((result * pull).sum(), x)[0] for result in (value, expected)]
-    assert torch.allclose(*gradients, rtol=0, atol=1e-12)
+def innermost(*shape, dtype=torch.float64, device="cpu", seed=0):
+    """Random numbers about 0, the channels innermost, with a gradient."""
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype) - 0.5
+    return values.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def are_alike(value, inputs, expected, exact_inputs, tolerance):
+    """Whether two results and their gradients are the same up to rounding, both with the channels innermost."""
+    pull = innermost(*expected.shape, seed=2).detach()
+    pulls = pull.to(value.device, value.dtype), pull.to(expected.dtype)
+    found = [value, *torch.autograd.grad((value * pulls[0]).sum(), inputs)]
+    wanted = [expected, *torch.autograd.grad((expected * pulls[1]).sum(), exact_inputs)]
+    return all(
+        a.is_contiguous(memory_format=torch.channels_last)
+        and torch.allclose(a.cpu().to(b.dtype), b, rtol=0, atol=tolerance * (1 + b.abs().max().item()))
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def check_reflected(channels, size, stride, dtype, device, tolerance):
+    behind = [1 - (side - 1) % stride for side in size]
+    x = innermost(1, channels, *size, dtype=dtype, device=device)
+    weight = innermost(7, channels, 3, 3, dtype=dtype, device=device, seed=1)
+    exact = [values.detach().cpu().double().requires_grad_() for values in (x, weight)]
+    padded = F.pad(exact[0], (1, behind[1], 1, behind[0]), mode="reflect")
+    value = Reflected.apply(x, weight, (stride, stride), behind)
+    assert are_alike(value, [x, weight], F.conv2d(padded, exact[1], stride=stride), exact, tolerance)
+
+
+def check_enlarge(size, enlarged, dtype, device, tolerance):
+    y = innermost(1, 6, *size, dtype=dtype, device=device)
+    exact = y.detach().cpu().double().requires_grad_()
+    expected = F.interpolate(exact, scale_factor=2, mode="bilinear")[..., : enlarged[0], : enlarged[1]]
+    assert are_alike(enlarge(y, *enlarged), [y], expected, [exact], tolerance)
+
+
+REFLECTED = dict(
+    argnames=("channels", "size", "stride"),
+    argvalues=[(8, (6, 4), 1), (8, (6, 4), 2), (12, (5, 7), 2), (12, (4, 5), 1), (3, (5, 4), 2), (132, (9, 8), 1)],
+)
+ENLARGED = dict(
+    argnames=("size", "enlarged"),
+    argvalues=[((3, 5), (6, 10)), ((3, 5), (5, 9)), ((1, 2), (2, 4)), ((8, 4), (16, 7))],
+)
+
+
+@pytest.mark.parametrize(**REFLECTED)
+def test_the_cards_convolution_reflects_the_border(channels, size, stride):
+    check_reflected(channels, size, stride, torch.float64, "cpu", 1e-12)
+
+
+@pytest.mark.parametrize(**REFLECTED)
+def test_so_it_does_in_short_floats(channels, size, stride):
+    check_reflected(channels, size, stride, torch.bfloat16, "cpu", 0.02)
+
+
+@pytest.mark.parametrize(**ENLARGED)
+def test_the_cards_enlarging_is_bilinear(size, enlarged):
+    check_enlarge(size, enlarged, torch.float64, "cpu", 1e-12)
 
 
 class Between(nn.Module):

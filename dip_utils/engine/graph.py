@@ -28,8 +28,8 @@ def _stream(device):
 
 
 @contextlib.contextmanager
-def cudnn_set(benchmark):
-    """No TF32, and cuDNN's search for its fastest algorithms or none; afterwards all is as it was."""
+def without_tf32():
+    """Convolutions of float32 in all its bits; afterwards all is as it was."""
     cudnn = torch.backends.cudnn
     # PyTorch has two ways to set TF32; where the user has taken the newer one, reading the older may fail.
     try:
@@ -37,24 +37,22 @@ def cudnn_set(benchmark):
     except RuntimeError:
         newer = True
     owner, name, value = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
-    before = cudnn.benchmark, getattr(owner, name)
+    before = getattr(owner, name)
     try:
-        cudnn.benchmark = benchmark
         setattr(owner, name, value)
         yield
     finally:
-        cudnn.benchmark = before[0]
-        setattr(owner, name, before[1])
+        setattr(owner, name, before)
 
 
 @contextlib.contextmanager
-def on_device(device, pixels):
+def on_device(device):
     """Everything that a fit on this device has to itself; nothing to do on the CPU."""
     if device.type != "cuda":
         yield
         return
     stream = _stream(device)
-    with _LOCK, cudnn_set(benchmark=pixels >= TUNING["search"]):
+    with _LOCK, without_tf32():
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             yield

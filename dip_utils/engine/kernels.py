@@ -20,7 +20,8 @@ that convolution. They have no effect, and no gradient but rounding.
 
 **Batch norm of few channels** (CPU), see `NarrowBatchNorm`.
 
-**Reflection of the innermost channels** (CUDA), see `reflect`.
+**A convolution that reflects its border itself, and enlarging as matrix products** (CUDA), see `Reflected`
+and `enlarge`: PyTorch's own reflection and bilinear upsampling take several times what a copy takes.
 
 **All weights rounded at once** (CUDA), see `Round`.
 """
@@ -261,24 +262,84 @@ class NarrowBatchNorm(torch.autograd.Function):
         return gradient, to_weight, to_bias, None
 
 
-def reflect(x, behind):
-    """Reflect the border of an image, one pixel wide; `behind` is 0 below and on the right where it is not wanted.
+@functools.cache
+def doubling(length, doubled, dtype, device):
+    """The matrix of a bilinear ×2 upsampling of so many values to the first `doubled`: exact in any dtype."""
+    # Kept for good: a graph knows it by its address.
+    basis = torch.eye(length, dtype=torch.float32, device=device)
+    matrix = F.interpolate(basis[None], scale_factor=2, mode="linear", align_corners=False)[0].T
+    return matrix[:doubled].to(dtype).contiguous()
 
-    PyTorch's 2-D reflection moves the channels outward on CUDA. In 3-D, with the
-    channels as a third axis that is not padded, they stay where they are.
+
+def enlarge(y, height, width):
+    """Bilinear ×2 upsampling of a channels-last image, cut to this size: a matrix product along each axis."""
+    _, channels, rows, columns = y.shape
+    matrices = (doubling(*sides, y.dtype, y.device) for sides in ((rows, height), (columns, width)))
+    above, along = matrices
+    y = above @ y.permute(0, 2, 3, 1).view(rows, -1)
+    y = torch.bmm(along.expand(height, -1, -1), y.view(height, columns, channels))
+    return y[None].permute(0, 3, 1, 2)
+
+
+def copy_image(target, source):
+    """Copy a channels-last image, eight bytes at a time where they fit."""
+    target, source = (image.permute(0, 2, 3, 1) for image in (target, source))
+    if target.stride(3) == source.stride(3) == 1 and target.shape[3] * target.element_size() % 8 == 0:
+        target, source = target.view(torch.int64), source.view(torch.int64)
+    target.copy_(source)
+
+
+def ends(x, dim, depth, last):
+    """The first row (dim 2) or column (dim 3) of x at this depth, and the last one where it is wanted."""
+    return border(x, dim, depth) if last else x.narrow(dim, depth, 1)
+
+
+class Reflected(torch.autograd.Function):
+    """A convolution of a channels-last image with its border reflected, one pixel wide.
+
+    `behind` is 0 below and on the right where no border is wanted. The image has at
+    least 4 pixels on each side.
     """
-    if x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-        return reflect_with_channels_innermost(x, behind)
-    bottom, right = behind
-    return F.pad(x, (1, right, 1, bottom), mode="reflect")
 
+    @staticmethod
+    def forward(ctx, x, weight, stride, behind):
+        _, channels, height, width = x.shape
+        # Without these, in 16 bits, cuDNN would make a copy that has them.
+        extra = -channels % 8 if x.element_size() == 2 else 0
+        ctx.shape, ctx.stride, ctx.behind = x.shape, stride, behind
+        size = (1, channels + extra, 1 + height + behind[0], 1 + width + behind[1])
+        padded = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        if extra:
+            padded[:, channels:] = 0
+            weight = F.pad(weight, (0, 0, 0, 0, 0, extra))
+        copy_image(Reflected.inside(ctx, padded), x)
+        for dim, last in ((3, behind[1]), (2, behind[0])):
+            ends(padded, dim, 0, last).copy_(ends(padded, dim, 2, last))
+        ctx.save_for_backward(padded, weight)
+        return F.conv2d(padded, weight, stride=stride)
 
-def reflect_with_channels_innermost(x, behind):
-    """`reflect` of a channels-last image, which stays one."""
-    bottom, right = behind
-    volume = x.permute(0, 2, 3, 1).unsqueeze(1)
-    # Not [:, 0], whose gradient is a copy.
-    return F.pad(volume, (0, 0, 1, right, 1, bottom), mode="reflect").squeeze(1).permute(0, 3, 1, 2)
+    @staticmethod
+    def inside(ctx, padded):
+        """What of the padded image is the image."""
+        _, channels, height, width = ctx.shape
+        return padded[:, :channels, 1 : 1 + height, 1 : 1 + width]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        to_x, to_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, *ctx.saved_tensors, None, ctx.stride, (0, 0), (1, 1), False, (0, 0), 1,
+            (*ctx.needs_input_grad[:2], False),
+        )  # fmt: skip
+        if to_x is not None:
+            for dim, last in ((2, ctx.behind[0]), (3, ctx.behind[1])):
+                ends(to_x, dim, 2, last).add_(ends(to_x, dim, 0, last))
+            inside = Reflected.inside(ctx, to_x)
+            to_x = torch.empty(ctx.shape, dtype=to_x.dtype, device=to_x.device, memory_format=torch.channels_last)
+            copy_image(to_x, inside)
+        if to_weight is not None:
+            to_weight = to_weight[:, : ctx.shape[1]].contiguous(memory_format=torch.channels_last)
+        return to_x, to_weight, None, None
 
 
 class Round(torch.autograd.Function):
@@ -299,9 +360,10 @@ class Round(torch.autograd.Function):
         return None, *exact
 
 
-def takes_channels_last(network):
-    """Whether a network may compute with the channels innermost, which is faster."""
-    return TUNING["channels_last"] and all(type(layer) in ANY_LAYOUT for layer in network.modules())
+def takes_channels_last(network, device, precision):
+    """Whether a network may compute with the channels innermost and is faster so: on a card in 16 bits only."""
+    faster = TUNING["channels_last"] and (device.type == "cpu" or precision.itemsize == 2)
+    return faster and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
 def is_untouched(layer):
@@ -365,14 +427,22 @@ def accelerated(network):
 
 
 def _pays(x):
-    """Whether x is large enough for these forms, which are for the CPU."""
+    """Whether x is large enough for the forms that are for the CPU."""
     return x.device.type == "cpu" and x.numel() >= TUNING["large"]
+
+
+def _lies_on_card(x):
+    """Whether x is of the kind that the forms for CUDA take."""
+    return x.device.type != "cpu" and len(x) == 1 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _join(layer, skip, below, height, width):
     if _pays(below) and height % 2 == width % 2 == 0 and min(below.shape[2:]) >= 4:
         return join_and_convolve(skip, below, layer.norm, layer.convolution)
-    return Join.forward(layer, skip, below, height, width)
+    if not _lies_on_card(below) or below.element_size() != 2:
+        return Join.forward(layer, skip, below, height, width)
+    x = enlarge(below, height, width)
+    return layer.convolution(layer.norm(x if skip is None else torch.cat([skip, x], 1)))
 
 
 def _batch_norm(layer, x):
@@ -382,8 +452,11 @@ def _batch_norm(layer, x):
 
 
 def _convolution(layer, x):
-    if layer.padding_mode == "reflect":
-        # Only what is read: with stride 2 the border behind an even side is not, and where it is there, oneDNN's
-        # gradient may take twenty times as long.
-        x = reflect(x, [1 - (side - 1) % layer.stride[0] for side in x.shape[2:]])
-    return F.conv2d(x, layer.weight, stride=layer.stride)
+    if layer.padding_mode != "reflect":
+        return F.conv2d(x, layer.weight, stride=layer.stride)
+    # Only what is read: with stride 2 the border behind an even side is not, and where it is there, oneDNN's
+    # gradient may take twenty times as long.
+    bottom, right = behind = [1 - (side - 1) % layer.stride[0] for side in x.shape[2:]]
+    if _lies_on_card(x) and min(x.shape[2:]) >= 4:
+        return Reflected.apply(x, layer.weight, layer.stride, behind)
+    return F.conv2d(F.pad(x, (1, right, 1, bottom), mode="reflect"), layer.weight, stride=layer.stride)

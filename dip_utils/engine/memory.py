@@ -151,6 +151,6 @@ def by(size):
 def is_out_of_memory(error):
     """Whether this is PyTorch's word that the system or a card gave it no memory."""
     words = ["can't allocate memory", "not enough memory"]  # Linux and macOS; Windows
-    # CUDA and its libraries; cuDNN's search, which finds nothing where nothing fits.
+    # CUDA and its libraries; cuDNN, which finds no engine where none fits.
     words += ["out of memory", "ALLOC_FAILED", "unable to find an engine"]
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)

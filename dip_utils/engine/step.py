@@ -76,7 +76,7 @@ def lent(network, settings):
     """
     try:
         move(network, settings.device, settings.exact)
-        if takes_channels_last(network):
+        if takes_channels_last(network, settings.device, settings.precision):
             network.to(memory_format=torch.channels_last)
         with accelerated(network) as idle:
             yield idle
@@ -177,7 +177,7 @@ class Problem:
         # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
-        innermost = self.z.ndim == 4 and takes_channels_last(self.network)
+        innermost = self.z.ndim == 4 and takes_channels_last(self.network, self.settings.device, precision)
         self.layout = torch.channels_last if innermost else torch.contiguous_format
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
