@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dip_utils as dip
+from dip_utils.engine.card import Reflected, enlarge
 from dip_utils.engine.kernels import accelerated
 from dip_utils.engine.machine import tuned
 from dip_utils.engine.step import Problem, Settings
@@ -56,6 +57,21 @@ def check(problem):
 @pytest.mark.parametrize("configuration", [dip.PARAMETRIZATION, dip.RESTORATION], ids=["network 1", "network 2"])
 def test_a_step_stays_on_its_device_and_reads_nothing_back(configuration, precision):
     check(dry_steps(dip.SkipNetwork(**configuration, seed=0), precision, **EVERYTHING))
+
+
+@pytest.mark.parametrize("channels", [8, 12])
+def test_so_do_the_forms_of_the_card(channels):
+    """By themselves: on the meta device a convolution forgets that the channels were innermost."""
+    shapes = (1, channels, 9, 8), (7, channels, 3, 3)
+    x, weight = (
+        torch.empty(shape, dtype=torch.bfloat16, device=META, memory_format=torch.channels_last).requires_grad_()
+        for shape in shapes
+    )
+    with OneDevice():
+        values = Reflected.apply(x, weight, (2, 2), [1, 0]), enlarge(x, 17, 16)
+        assert [value.shape for value in values] == [(1, 7, 5, 4), (1, channels, 17, 16)]
+        gradients = torch.autograd.grad(sum(value.sum() for value in values), (x, weight))
+    assert [gradient.shape for gradient in gradients] == [*shapes]
 
 
 def behind(operator):

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import dip_utils as dip
-from dip_utils.engine.kernels import Reflected, accelerated, enlarge
+from dip_utils.engine.card import Reflected, enlarge
+from dip_utils.engine.kernels import accelerated
 from dip_utils.engine.machine import tuned
 from dip_utils.network import Scale
 

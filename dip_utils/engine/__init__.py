@@ -1,9 +1,10 @@
 """One step of a fit, and what makes it fast and safe.
 
 `step` is the mathematics of one step, all here that a reader of the method needs;
-`graph` replays it on CUDA; `kernels` has faster forms of the network's layers;
-`threads` how many take a step on the CPU; `guard` notices divergence; `watch` lets
-a run be watched and stopped; `rehearsal` tries everything before it starts;
+`graph` replays it on CUDA; `kernels` swaps faster forms into the network's layers,
+those of `cpu` and `card`; `threads` how many take a step on the CPU; `guard` notices
+divergence; `watch` lets a run be watched and stopped; `rehearsal` tries everything
+before it starts;
 `memory` knows whether it fits; `saving` writes a run to a file; `machine` is the
 device, the precision, the budget and the seeds; `checks` are the words of errors;
 `decoding` reads odd image files.

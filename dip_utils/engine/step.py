@@ -15,8 +15,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ..stopping import HoldOut
+from .card import Round
 from .checks import check_function, check_integer, check_number
-from .kernels import Round, accelerated, takes_channels_last
+from .kernels import accelerated, takes_channels_last
 from .machine import seeded
 from .memory import tensors_in_place
 from .rehearsal import in_a_row, move, placed
