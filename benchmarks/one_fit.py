@@ -28,15 +28,18 @@ def measure(case):
     options["input_noise"] = case.get("input_noise", 1 / 30)
     if case["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
+
+    def timed(steps):
+        run = dip.fit(network, z, target, steps=steps, **options)
+        if run.steps < run.planned:
+            sys.exit(f"The fit ended at step {run.steps} of {run.planned}.")
+        return run
+
     with tuned(**case.get("tuned", {})):
         # What comes once, the libraries' set-up and CUDA's capture, is in the first two: their times cancel out.
         # No run is kept: each holds a copy of the weights, which would count as memory of the last one.
-        warm = [
-            dip.fit(network, z, target, steps=case["warm"], **options).seconds for _ in range(2 if case["warm"] else 0)
-        ]
-        run = dip.fit(network, z, target, steps=case["warm"] + case["steps"], **options)
-    if run.steps < run.planned:
-        sys.exit(f"The fit ended at step {run.steps} of {run.planned}.")
+        warm = [timed(case["warm"]).seconds for _ in range(2 if case["warm"] else 0)]
+        run = timed(case["warm"] + case["steps"])
     return {
         # The first fit of a process, over the second's; CUDA's capture is in both.
         "set-up": warm[0] - warm[-1] if warm else None,

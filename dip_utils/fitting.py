@@ -324,6 +324,9 @@ def _descend(problem, run, start, keep, watcher, presses):
             raise
         presses.append(True)
         step = guard.go_back()
+    finally:
+        # An error may be kept, and with it all that lies here: the next fit wants the graph gone.
+        advance.start_over()
     step = guard.last_look(step, bool(presses))
     if step in keep:
         run.kept[step] = _on_cpu(problem.output)

@@ -1,4 +1,4 @@
-"""How good an image is, the ground truth always first."""
+"""How good an image is; where there is a ground truth, it comes first."""
 
 import math
 

@@ -204,6 +204,20 @@ def test_running_statistics_are_mended_too(z, photograph):
     assert len(run.remarks) == 1 and not run.diverged and torch.isfinite(network.eval()(z[None])).all()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_frozen_layers_in_front_cost_no_gradient(z, photograph, precision):
+    """In no precision."""
+    with torch.random.fork_rng():
+        layers = nn.Sequential(*(nn.Conv2d(width, width + 1, 1) for width in (2, 3, 4)), nn.Conv2d(5, 3, 1))
+    for layer in layers[:2]:
+        layer.requires_grad_(False)
+    differentiated = []
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, output: differentiated.append(output.requires_grad))
+    dip.fit(layers, z, photograph, steps=1, device="cpu", precision=precision)
+    assert differentiated[-4:] == [False, False, True, True]
+
+
 def test_a_run_takes_frozen_weights_and_statistics_along(z, photograph, tmp_path):
     def network(seed):
         layers = nn.Sequential(skipping(nn.Conv2d, 2, 4, 1), nn.BatchNorm2d(4), skipping(nn.Conv2d, 4, 3, 1))

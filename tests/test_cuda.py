@@ -168,15 +168,18 @@ def test_what_cannot_be_captured_is_launched_step_by_step(z, photograph, capsys)
     assert fit(z, photograph, operator=counted).remarks == [] and counted.calls < 20
 
 
-def test_nan_is_mended_and_a_new_graph_captured(z, photograph):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nan_is_mended_and_a_new_graph_captured(z, photograph, precision):
     """A graph does not run Python, so that the card itself must count its calls."""
+    if precision == "bfloat16" and torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("no bfloat16 on this card")
     calls = torch.zeros(1, device="cuda")
 
     def operator(x):
         calls.add_(1)
         return x + torch.zeros_like(calls).masked_fill(calls == 61, float("nan"))
 
-    run = fit(z, photograph, 200, operator=operator, precision="float32")
+    run = fit(z, photograph, 200, operator=operator, precision=precision)
     assert run.steps == 200 and np.isfinite(run.loss).all() and not run.diverged
     assert len(run.remarks) == 1 and "became NaN or infinite" in run.remarks[0]
 
@@ -192,6 +195,21 @@ def test_fits_in_two_threads_are_those_of_one(z, photograph):
         together = list(pool.map(lambda seed: fit(z, photograph, seed=seed), range(4)))
     for seed, run in enumerate(together):
         assert run.remarks == [] and np.allclose(run.loss, fit(z, photograph, seed=seed).loss, rtol=1e-6)
+
+
+def test_a_fit_inside_a_fit_leaves_its_graph_alone(z, photograph):
+    """With matrix products in both, whose memory goes with the inner graph."""
+    small, options = dip.resize(photograph, 8, 12), dict(operator=dip.LanczosDownsampler(4))
+    inner = []
+
+    def watch(run):
+        if run.running and len(inner) < 2:
+            inner.append(fit(z, small, 30, seed=1, **options))
+
+    outer = fit(z, small, 300, watch=watch, **options)
+    assert np.allclose(outer.loss[:61], fit(z, small, **options).loss, rtol=1e-6) and outer.remarks == []
+    assert inner and all(np.allclose(run.loss, inner[0].loss, rtol=1e-6) for run in inner)
+    assert np.allclose(inner[0].loss, fit(z, small, 30, seed=1, **options).loss, rtol=1e-6)
 
 
 def test_tensor_on_the_wrong_device_is_refused_in_words(z, photograph):

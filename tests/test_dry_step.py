@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import dip_utils as dip
 from dip_utils.engine.card import Reflected, enlarge
-from dip_utils.engine.kernels import accelerated
+from dip_utils.engine.kernels import accelerated, takes_channels_last
 from dip_utils.engine.machine import tuned
 from dip_utils.engine.step import Problem, Settings
 
@@ -39,7 +39,9 @@ def dry_steps(network, precision, **options):
     size = SIZE if options["operator"] is None else [side // 4 for side in SIZE]
     settings = Settings(learning_rate=0.01, seed=0, device=META, precision=precision, **options)
     z = dip.random_input(network.input_channels, *SIZE, seed=0)
-    network.to(META, settings.exact).to(memory_format=torch.channels_last)
+    network.to(META, settings.exact)
+    if takes_channels_last(network, META, precision):
+        network.to(memory_format=torch.channels_last)
     with accelerated(network) as idle:
         problem = Problem(network, z, torch.zeros(3, *size), torch.zeros(3, *SIZE), (3, *SIZE), 2, settings, idle)
         with OneDevice():

@@ -1,10 +1,8 @@
-"""The network's faster forms on a CUDA card, for images with the channels innermost: the same numbers to rounding.
+"""The network's faster forms on a CUDA card, for channels-last images: the same numbers to rounding.
 
-PyTorch's own reflection and bilinear upsampling take many times what it takes to
-read and write the images, and their gradients add up number by number.
+PyTorch's own reflection and bilinear upsampling take many times as long as reading
+and writing the images; their gradients are summed one number at a time.
 """
-
-import functools
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -13,22 +11,19 @@ from torch.nn import functional as F
 from .cpu import border
 
 
-@functools.cache
 def doubling(length, doubled, dtype, device):
-    """The matrix of a bilinear ×2 upsampling of so many values to the first `doubled`: exact in any dtype."""
-    # Kept for good: a graph knows it by its address.
+    """The matrix that upsamples so many values ×2, bilinearly, cut to the first `doubled`: exact in any dtype."""
     basis = torch.eye(length, dtype=torch.float32, device=device)
     matrix = F.interpolate(basis[None], scale_factor=2, mode="linear", align_corners=False)[0].T
     return matrix[:doubled].to(dtype).contiguous()
 
 
-def enlarge(y, height, width):
+def enlarge(y, height, width, doubling=doubling):
     """Bilinear ×2 upsampling of a channels-last image, cut to this size: a matrix product along each axis."""
     _, channels, rows, columns = y.shape
-    matrices = (doubling(*sides, y.dtype, y.device) for sides in ((rows, height), (columns, width)))
-    above, along = matrices
-    y = above @ y.permute(0, 2, 3, 1).view(rows, -1)
-    y = torch.bmm(along.expand(height, -1, -1), y.view(height, columns, channels))
+    down, along = (doubling(*sides, y.dtype, y.device) for sides in ((rows, height), (columns, width)))
+    y = down @ y.permute(0, 2, 3, 1).view(rows, -1)
+    y = torch.bmm(along.expand(len(down), -1, -1), y.view(len(down), columns, channels))
     return y[None].permute(0, 3, 1, 2)
 
 
@@ -48,8 +43,8 @@ def ends(x, dim, depth, last):
 class Reflected(torch.autograd.Function):
     """A convolution of a channels-last image with its border reflected, one pixel wide.
 
-    `behind` is 0 below and on the right where no border is wanted. The image has at
-    least 4 pixels on each side.
+    `behind` is 1 where a border is wanted below and on the right, else 0. The image has
+    at least 4 pixels on each side.
     """
 
     @staticmethod
@@ -57,23 +52,18 @@ class Reflected(torch.autograd.Function):
         _, channels, height, width = x.shape
         # Without these, in 16 bits, cuDNN would make a copy that has them.
         extra = -channels % 8 if x.element_size() == 2 else 0
-        ctx.shape, ctx.stride, ctx.behind = x.shape, stride, behind
+        ctx.stride, ctx.behind = stride, behind
+        ctx.inside = slice(None), slice(channels), slice(1, 1 + height), slice(1, 1 + width)
         size = (1, channels + extra, 1 + height + behind[0], 1 + width + behind[1])
         padded = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         if extra:
             padded[:, channels:] = 0
             weight = F.pad(weight, (0, 0, 0, 0, 0, extra))
-        copy_image(Reflected.inside(ctx, padded), x)
+        copy_image(padded[ctx.inside], x)
         for dim, last in ((3, behind[1]), (2, behind[0])):
             ends(padded, dim, 0, last).copy_(ends(padded, dim, 2, last))
         ctx.save_for_backward(padded, weight)
         return F.conv2d(padded, weight, stride=stride)
-
-    @staticmethod
-    def inside(ctx, padded):
-        """What of the padded image is the image."""
-        _, channels, height, width = ctx.shape
-        return padded[:, :channels, 1 : 1 + height, 1 : 1 + width]
 
     @staticmethod
     @once_differentiable
@@ -85,22 +75,23 @@ class Reflected(torch.autograd.Function):
         if to_x is not None:
             for dim, last in ((2, ctx.behind[0]), (3, ctx.behind[1])):
                 ends(to_x, dim, 2, last).add_(ends(to_x, dim, 0, last))
-            inside = Reflected.inside(ctx, to_x)
-            to_x = torch.empty(ctx.shape, dtype=to_x.dtype, device=to_x.device, memory_format=torch.channels_last)
+            inside = to_x[ctx.inside]
+            to_x = torch.empty_like(inside, memory_format=torch.channels_last)
             copy_image(to_x, inside)
         if to_weight is not None:
-            to_weight = to_weight[:, : ctx.shape[1]].contiguous(memory_format=torch.channels_last)
+            to_weight = to_weight[ctx.inside[:2]].contiguous(memory_format=torch.channels_last)
         return to_x, to_weight, None, None
 
 
 class Round(torch.autograd.Function):
-    """Many weights in a dtype of fewer bits; on a card in one launch, and their gradients back in one."""
+    """Many weights rounded to a dtype of fewer bits: on a card in one launch, their gradients in another."""
 
     @staticmethod
     def forward(ctx, dtype, *weights):
         ctx.weights = weights
         rounded = [torch.empty_like(weight, dtype=dtype) for weight in weights]
         torch._foreach_copy_(rounded, weights)
+        ctx.mark_non_differentiable(*[r for r, w in zip(rounded, weights, strict=True) if not w.requires_grad])
         return tuple(rounded)
 
     @staticmethod

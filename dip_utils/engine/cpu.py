@@ -7,9 +7,10 @@ with a convolution:
 
     convolve(blur(stuff(y)), w)  =  blur(convolve(stuff(y), w))
 
-On the right three of four products are with zeros, and a transposed convolution
-leaves them out: a quarter of the arithmetic. The scale of the normalisation moves
-into w, and its moments are taken from y, so that three large images are never made.
+except at the border, which is mended. On the right three of four products are with
+zeros, and a transposed convolution leaves them out: a quarter of the arithmetic. The
+scale of the normalisation moves into w, and its moments are taken from y, so that
+three large images are never made.
 
 **Batch norm of few channels**, see `NarrowBatchNorm`.
 """
@@ -91,7 +92,7 @@ class Survey(torch.autograd.Function):
     """Statistics and border terms of y that the join needs.
 
     y with its border replicated; mean and mean square of y enlarged, per channel;
-    a quarter of the steps from its outermost rows and columns inward. In one
+    a quarter of the difference between its outermost rows and columns and those next to them. In one
     function, so that the backward pass adds up the gradients of all five in place.
     """
 
@@ -122,7 +123,7 @@ class Transposed(torch.autograd.Function):
     """A transposed 3×3 convolution with stride 2, padded by 1.
 
     The gradient of its weight is put together from four of stride 1, one for each
-    parity of row and column: of a wide layer PyTorch's own takes up to twice the time.
+    parity of row and column: for a wide layer PyTorch's own takes up to twice as long.
     """
 
     @staticmethod
@@ -161,7 +162,7 @@ class AddToBorder(torch.autograd.Function):
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
-    Right up to a constant for each channel, which a batch norm right behind takes
+    Exact up to a constant for each channel, which the batch norm behind it takes
     out. y is (1, C, H, W) with at least 4 pixels on each side, skip (1, S, 2 H, 2 W) or None;
     norm and convolution are of S + C channels. The result is 2 H × 2 W.
     """

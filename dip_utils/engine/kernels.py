@@ -1,8 +1,8 @@
 """The network in faster forms, for the time of a fit: the same numbers to rounding.
 
 Nothing here is needed to understand the network: the plain forms stand in
-`network.py`, and a test holds the two equal. Which layers get which form is said
-here; the forms are those of `cpu.py` and `card.py`, and one for both:
+`network.py`, and a test holds the two equal. This file decides which layers get
+which form. The forms are in `cpu.py` and `card.py`; one, for both, is here:
 
 **No bias in front of a batch norm**, which takes out what is the same for all
 pixels: the bias of a convolution, and the shift of a normalisation in front of
@@ -18,19 +18,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..network import Join, Scale, SkipNetwork
-from .card import Reflected, enlarge
+from .card import Reflected, doubling, enlarge
 from .cpu import NarrowBatchNorm, join_and_convolve
 from .machine import TUNING
 
 #: Up to this many channels `NarrowBatchNorm` is faster.
 NARROW = 8
-#: Layers that compute the same with the channels innermost. Of others it is not known, and PyTorch's
+#: Up to this side `enlarge` is used, whose arithmetic grows with the cube of it; measured up to 544.
+LONGEST = 1024
+#: Layers that compute the same in channels-last. Of others it is not known, and PyTorch's
 #: instance norm (2.13, CPU) has a wrong gradient there.
 ANY_LAYOUT = {SkipNetwork, Scale, Join, nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU}
 
 
 def takes_channels_last(network, device, precision):
-    """Whether a network may compute with the channels innermost and is faster so: on a card in 16 bits only."""
+    """Whether a network may compute in channels-last and is faster so: on a card in 16 bits only."""
     faster = TUNING["channels_last"] and (device.type == "cpu" or precision.itemsize == 2)
     return faster and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
@@ -85,7 +87,9 @@ def accelerated(network):
         if type(layer) is Join and is_untouched(layer) and is_own_norm(layer.norm)
         and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
     ]  # fmt: skip
-    forms = dict.fromkeys(convolutions, _convolution) | dict.fromkeys(norms, _batch_norm) | dict.fromkeys(joins, _join)
+    # For this fit only: its graph knows the matrices by their addresses.
+    join = functools.partial(_join, functools.cache(doubling))
+    forms = dict.fromkeys(convolutions, _convolution) | dict.fromkeys(norms, _batch_norm) | dict.fromkeys(joins, join)
     for layer, form in forms.items():
         layer.forward = functools.partial(form, layer)
     try:
@@ -102,16 +106,18 @@ def _pays(x):
 
 def _lies_on_card(x):
     """Whether x is of the kind that the forms for CUDA take."""
-    return x.device.type != "cpu" and len(x) == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    # Of one channel it cannot be told.
+    innermost = x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type != "cpu" and len(x) == 1 and innermost
 
 
-def _join(layer, skip, below, height, width):
+def _join(doubling, layer, skip, below, height, width):
     if _pays(below) and height % 2 == width % 2 == 0 and min(below.shape[2:]) >= 4:
         return join_and_convolve(skip, below, layer.norm, layer.convolution)
-    if not _lies_on_card(below) or below.element_size() != 2:
-        return Join.forward(layer, skip, below, height, width)
-    x = enlarge(below, height, width)
-    return layer.convolution(layer.norm(x if skip is None else torch.cat([skip, x], 1)))
+    if _lies_on_card(below) and below.element_size() == 2 and max(height, width) <= LONGEST:
+        x = enlarge(below, height, width, doubling)
+        return layer.convolution(layer.norm(x if skip is None else torch.cat([skip, x], 1)))
+    return Join.forward(layer, skip, below, height, width)
 
 
 def _batch_norm(layer, x):

@@ -29,7 +29,7 @@ TUNING = {
     "threads": True,
     # CUDA: capture a step as a graph.
     "graph": True,
-    # Images with the channels innermost, where that is faster.
+    # Channels-last images, where that is faster.
     "channels_last": True,
 }
 

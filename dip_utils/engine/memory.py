@@ -3,8 +3,7 @@
 The model: what autograd keeps of one forward pass, counted on PyTorch's meta
 device where nothing is computed; some bytes for each parameter (weights,
 gradient, Adam's moments, a copy of each to go back to); and a constant for what
-the libraries set up at the first step. Its numbers were measured on the CPU; on
-a card cuDNN may take more in float32: `benchmarks/README.md`.
+the libraries set up at the first step. Its numbers were measured on the CPU.
 """
 
 import contextlib

@@ -178,7 +178,10 @@ class Problem:
         # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
-        innermost = self.z.ndim == 4 and takes_channels_last(self.network, self.settings.device, precision)
+        # As the weights are, also where the activations have more bits than at first.
+        innermost = self.z.ndim == 4 and takes_channels_last(
+            self.network, self.settings.device, self.settings.precision
+        )
         self.layout = torch.channels_last if innermost else torch.contiguous_format
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]

@@ -2,7 +2,7 @@
 
 The threads of a step wait for each other hundreds of times. Where other programs
 are busy, one of them is always late, and a small step takes several times as long
-as with one thread alone. It shows: threads that wait for one that is not there
+as with one thread alone. It can be seen: threads that wait for one that is not there
 get less of the processors' time than they could use. Then some steps are taken
 with fewer threads, and the faster number stays.
 """
