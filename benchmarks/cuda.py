@@ -163,12 +163,11 @@ def compare_steps(report, sizes, options, others):
         rows = run_cases(report, "one_fit", cases, [f"{label}, {form} in {precision}" for precision, form in forms])
         for (precision, form), row in zip(forms, rows, strict=True):
             if row:
-                chosen = (precision, form) == ("auto", DEFAULT)
-                report.found["steps"].append(step_row(name, size, form, row, loop, aim) | {"chosen": chosen})
+                report.found["steps"].append(step_row(name, size, precision, form, row, loop, aim))
         report.write()
 
 
-def step_row(name, size, form, row, plain, aim):
+def step_row(name, size, precision, form, row, plain, aim):
     """One line of the table."""
     ratio = plain and round(plain["step"] / row["step"], 2)
     return {
@@ -180,6 +179,7 @@ def step_row(name, size, form, row, plain, aim):
         "fit (ms)": round(1e3 * row["step"], 2),
         "ratio": ratio,
         "aim": aim,
+        "chosen": (precision, form) == ("auto", DEFAULT),
         "first steps (s)": row["set-up"] and round(row["set-up"], 1),
         "textbook (GB)": plain and round(plain["peak"] / 1e9, 2),
         "fit (GB)": round(row["peak"] / 1e9, 2),

@@ -17,7 +17,7 @@ import dip_utils as dip
 from dip_utils.engine.machine import tuned
 
 from .conftest import build
-from .test_network import ENLARGED, REFLECTED, check_enlarge, check_reflected
+from .test_network import ENLARGED, REFLECTED, check_enlarge, check_reflected, check_reflected_exactly
 from .textbook import textbook
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -97,6 +97,12 @@ SHORT = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=st
 @pytest.mark.parametrize(**REFLECTED)
 def test_convolution_of_the_card_reflects_the_border(channels, size, stride, dtype):
     check_reflected(channels, size, stride, dtype, "cuda", 0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("behind", [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_the_border_that_it_reflects_is_exact(behind, dtype):
+    check_reflected_exactly(behind, dtype, "cuda")
 
 
 @SHORT

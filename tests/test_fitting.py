@@ -826,11 +826,12 @@ import torch
 from dip_utils.engine.graph import without_tf32
 cudnn = torch.backends.cudnn
 {}
-before = cudnn.conv.fp32_precision
+cudnn.benchmark = True
+before = cudnn.benchmark, cudnn.conv.fp32_precision
 with without_tf32():
-    assert cudnn.conv.fp32_precision in ("ieee", "none")
+    assert cudnn.benchmark and cudnn.conv.fp32_precision in ("ieee", "none")
     {}
-assert cudnn.conv.fp32_precision == before
+assert (cudnn.benchmark, cudnn.conv.fp32_precision) == before
 """
 
 

@@ -137,6 +137,20 @@ def check_reflected(channels, size, stride, dtype, device, tolerance):
     assert are_alike(value, [x, weight], F.conv2d(padded, exact[1], stride=stride), exact, tolerance)
 
 
+def check_reflected_exactly(behind, dtype, device):
+    """Small integers, and each channel of the result one neighbour of one channel: exact in all dtypes."""
+    exact = (torch.arange(5 * 6 * 4, dtype=torch.float64).view(1, 5, 6, 4) % 8).requires_grad_()
+    taps = torch.eye(5 * 9, dtype=torch.float64).view(45, 5, 3, 3)
+    x, weight = (v.detach().to(device, dtype).contiguous(memory_format=torch.channels_last) for v in (exact, taps))
+    value = Reflected.apply(x.requires_grad_(), weight, (1, 1), behind)
+    expected = F.conv2d(F.pad(exact, (1, behind[1], 1, behind[0]), mode="reflect"), taps)
+    assert torch.equal(value.cpu().double(), expected)
+    pull = torch.arange(expected.numel()).view(expected.shape) % 3
+    (gradient,) = torch.autograd.grad((value * pull.to(device)).sum(), x)
+    (wanted,) = torch.autograd.grad((expected * pull).sum(), exact)
+    assert torch.equal(gradient.cpu().double(), wanted)
+
+
 def check_enlarge(size, enlarged, dtype, device, tolerance):
     y = innermost(1, 6, *size, dtype=dtype, device=device)
     exact = y.detach().cpu().double().requires_grad_()
@@ -159,6 +173,12 @@ ENLARGED = dict(
 @pytest.mark.parametrize(**REFLECTED)
 def test_the_cards_convolution_reflects_the_border(channels, size, stride, dtype, tolerance):
     check_reflected(channels, size, stride, dtype, "cpu", tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("behind", [(1, 1), (0, 1), (1, 0), (0, 0)])
+def test_the_border_that_it_reflects_is_exact(behind, dtype):
+    check_reflected_exactly(behind, dtype, "cpu")
 
 
 @pytest.mark.parametrize(**ENLARGED)

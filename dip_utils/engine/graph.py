@@ -19,18 +19,16 @@ from .threads import Threads
 WARM_UP_STEPS = 3
 #: One fit at a time on the cards of a process: during a capture nothing else may be launched.
 _LOCK = threading.RLock()
-#: The streams of the fit under way and of the fits inside it.
-_UNDER_WAY = []
 
 
 @functools.cache
-def _stream(index, depth):
+def _stream(around):
     """Not the default stream, on which no graph can be captured; one, since PyTorch reuses memory by stream.
 
-    A fit inside another one has its own: with a graph cuBLAS's memory goes that belongs
-    to its stream (pytorch/pytorch#193402).
+    A fit inside another one, whose stream is then the one around, has its own: with a
+    graph cuBLAS's memory goes that belongs to its stream (pytorch/pytorch#193402).
     """
-    return torch.cuda.Stream(index)
+    return torch.cuda.Stream(around.device)
 
 
 @contextlib.contextmanager
@@ -58,15 +56,11 @@ def on_device(device):
         yield
         return
     with _LOCK, without_tf32():
-        index = torch.cuda.current_device() if device.index is None else device.index
-        stream = _stream(index, len(_UNDER_WAY))
-        stream.wait_stream(torch.cuda.current_stream(index))
-        _UNDER_WAY.append(stream)
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            _UNDER_WAY.pop()
+        around = torch.cuda.current_stream(device)
+        stream = _stream(around)
+        stream.wait_stream(around)
+        with torch.cuda.stream(stream):
+            yield
 
 
 class Stepper:

@@ -156,6 +156,8 @@ class Problem:
         # The untrained network's among them.
         self.records = self.output.new_full((len(self.curves), steps + 1), math.nan)
         self.trace = self.output.new_full((steps + 1, len(self.traced)), math.nan)
+        innermost = self.z.ndim == 4 and takes_channels_last(network, device, settings.precision)
+        self.layout = torch.channels_last if innermost else torch.contiguous_format
         self.use(settings.precision)
 
     def _prepare_adam(self):
@@ -178,11 +180,6 @@ class Problem:
         # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
-        # As the weights are, also where the activations have more bits than at first.
-        innermost = self.z.ndim == 4 and takes_channels_last(
-            self.network, self.settings.device, self.settings.precision
-        )
-        self.layout = torch.channels_last if innermost else torch.contiguous_format
         # Batch norms take images of fewer bits as they are.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
         as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
