@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
@@ -214,6 +215,20 @@ def test_live_plot_is_one_output_that_ends_as_a_static_picture(photograph):
     pages = [output.data["text/html"] for output in updates if "text/html" in output.data]
     assert len(pages) == 2
     assert "<b>" not in pages[1] and html.escape(names[1]) in pages[1]
+
+
+def test_live_plot_shows_a_fit_under_the_cell_that_runs_it(photograph):
+    """IPython counts the cells; an output belongs to the cell that has displayed its id first."""
+    live = dip.LivePlot("first", "second")
+    with cell() as shown:
+        for name in ("first", "second", "second"):
+            fit(photograph, watch=live.track(name))
+        get_ipython().execution_count += 1
+        fit(photograph, watch=live.track("second"))
+    new = [output for output in shown.outputs if not output.update]
+    ids = [output.transient["display_id"] for output in shown.outputs]
+    assert [output.transient["display_id"] for output in new] == list(dict.fromkeys(ids)) and len(new) == 2
+    assert ids == sorted(ids, key=ids.index)
 
 
 def test_live_plot_shows_all_of_every_curve(photograph, monkeypatch):

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..engine.machine import Pace
 from .figures import draw_curves, draw_image, new_figure, style_axes
-from .page import bundle, in_notebook
+from .page import bundle, cell_number, in_notebook
 
 #: Less of the time than `fit` allows its watch: the words, and the ear for the stop button, stay prompt.
 DRAWING_SHARE = 0.015
@@ -31,7 +31,7 @@ class LivePlot:
     def __init__(self, *names):
         self.names = tuple(map(str, names)) or ("output",)
         self.text = f"<live plot: {', '.join(self.names)}>"
-        self.runs, self.handle, self.pace = {}, DisplayHandle(), Pace(DRAWING_SHARE)
+        self.runs, self.cell, self.pace = {}, None, Pace(DRAWING_SHARE)
 
     def __call__(self, run):
         """Show the state of a single fit."""
@@ -51,7 +51,9 @@ class LivePlot:
         if not in_notebook():
             print(f"\r{progress:79}", end="" if run.running else "\n", file=sys.stderr, flush=True)
             return
-        if not self.runs:
+        # A fit in a later cell: what an earlier one shows may be gone, and stays as it is.
+        if self.runs.get(name) is not run and self.cell != cell_number():
+            self.cell, self.handle = cell_number(), DisplayHandle()
             # What nbval compares is what is displayed first; it takes no note of updates.
             self.handle.display({"text/plain": self.text}, raw=True)
         self.runs[name] = run

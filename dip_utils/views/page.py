@@ -24,6 +24,11 @@ def in_notebook():
     return getattr(get_ipython(), "kernel", None) is not None
 
 
+def cell_number():
+    """The number of the cell that runs now."""
+    return get_ipython().execution_count
+
+
 def write(name, content):
     """Write what a notebook would show to a file of its own, and say where."""
     FOLDER.mkdir(exist_ok=True)
