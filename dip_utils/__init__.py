@@ -1,6 +1,6 @@
 """Deep image prior: an untrained network, fitted to one image.
 
-The public names, in the order in which a notebook meets them. The method is in
+The public names, in the order in which a notebook uses them. The method is in
 `network` and `fitting`; `engine` makes it fast and safe; `views` shows it.
 """
 

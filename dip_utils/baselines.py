@@ -1,4 +1,4 @@
-"""What one would use instead: classical denoisers, and pixels without a network."""
+"""The alternatives: classical denoisers, and pixels without a network."""
 
 import numpy as np
 import skimage  # loads its parts when they are first used
@@ -10,7 +10,7 @@ from .engine.checks import check_choice, check_floating, check_image, check_numb
 from .engine.machine import say
 from .metrics import psnr
 
-#: For each denoiser the strengths to choose from, for noise of standard deviation 1/10.
+#: The strengths to choose from for each denoiser, for noise of standard deviation 1/10.
 STRENGTHS = {
     "Gaussian blur": (0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5, 2.0),
     "total variation": (0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.3, 0.4),
@@ -28,8 +28,7 @@ def denoise(noisy, method, sigma, strength):
         Values in [0, 1].
     method : {"Gaussian blur", "total variation", "non-local means", "wavelet"}
     sigma : float
-        Standard deviation of the noise, which non-local means and the wavelets
-        are told.
+        Standard deviation of the noise; used by non-local means and the wavelets.
     strength : float
         Width of the blur in pixels; weight of the total variation; h / sigma of
         non-local means; the wavelets' sigma as a multiple of `sigma`.
@@ -62,9 +61,9 @@ def denoise(noisy, method, sigma, strength):
 def tune_denoiser(photographs, method, sigma):
     """The strength that is best, in mean PSNR, on clean photographs (C, H, W) to which noise of `sigma` is added.
 
-    The fair way to set a baseline's parameter: on other photographs than the one
-    that it is judged on. The strengths to choose from suit a `sigma` about 1/10; where
-    one at an end of them is best, a line says so.
+    A fair way to set a baseline's parameter: on photographs other than the one that
+    it is judged on. The strengths to choose from suit a `sigma` of about 1/10; a line is
+    printed if the best one is the first or the last.
     """
     check_choice("method", method, STRENGTHS)
     photographs = check_several("photographs", photographs, "a list of images (C, H, W)")
@@ -87,9 +86,9 @@ def tune_denoiser(photographs, method, sigma):
 class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
-    With `fit(..., input_noise=0)` it is gradient descent on the pixels themselves,
-    from the image z: `Pixels(channels, height, width)`, of a signal
-    `Pixels(channels, time)`. Deep Image Prior, section 3.2, has it as
+    With `fit(..., input_noise=0)` this is gradient descent on the pixels themselves,
+    starting from the image z: `Pixels(channels, height, width)`, or for a signal
+    `Pixels(channels, time)`. In Deep Image Prior, section 3.2, it is
     super-resolution without a prior.
     """
 

@@ -1,8 +1,8 @@
 """What the lab does to a good image: noise, shuffles, compression.
 
 The four targets of the report's requirement 1 and the noise of requirement 2.
-Images are (C, H, W), signals (C, T), of values in [0, 1]; the result has the same
-shape. What is random takes a seed and leaves the global random state alone.
+Images are (C, H, W) and signals (C, T), with values in [0, 1]; the result has the
+same shape. Random functions take a seed and leave the global random state alone.
 """
 
 import io
@@ -24,14 +24,14 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     """
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
-    # Of the shape alone: in another order in memory a tensor would be filled with other numbers.
+    # Not `randn_like`: the order of an image in memory would change the numbers.
     noise = torch.randn(image.shape, generator=seeded(seed, "noise on an image"), dtype=torch.float32, device="cpu")
     noisy = image + sigma * noise
     return noisy.clamp_(0, 1) if clip else noisy
 
 
 def add_salt_and_pepper(image, share, *, seed):
-    """Set a share of an image's or a signal's values to 0 or 1, either as often, each channel for itself."""
+    """Set a share of the values of an image or a signal to 0 or 1, with equal chances, each channel for itself."""
     image = check_image("image", image, signal=True)
     check_number("share", share, least=0, most=1)
     chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32, device="cpu")
@@ -39,7 +39,7 @@ def add_salt_and_pepper(image, share, *, seed):
 
 
 def uniform_noise(channels, *size, seed):
-    """An image, or a signal of one size, of independent values, uniform in [0, 1)."""
+    """An image (channels, height, width) or a signal (channels, time) of independent values, uniform in [0, 1)."""
     check_size(channels, size)
     return torch.rand(channels, *size, generator=seeded(seed, "uniform noise"), dtype=torch.float32, device="cpu")
 
@@ -47,7 +47,7 @@ def uniform_noise(channels, *size, seed):
 def shuffle_rows_and_columns(image, *, seed):
     """Shuffle the elements of every row, then those of every column, within each channel.
 
-    Recipe A of the report (Figure 2): each channel of an image keeps its values.
+    Recipe A of the report (Figure 2). Each channel keeps its values.
     """
     image = check_image("image", image)
     generator = seeded(seed, "shuffle")
@@ -60,8 +60,8 @@ def shuffle_rows_and_columns(image, *, seed):
 def shuffle_elements(image, *, seed):
     """One shuffle of all elements of the flattened array, channels mixed.
 
-    Recipe B of the report (Figure 3): of an image or a signal only the multiset of
-    its values is kept.
+    Recipe B of the report (Figure 3). Only the multiset of the values of the image
+    or signal is kept.
     """
     image = check_image("image", image, signal=True)
     order = torch.randperm(image.numel(), generator=seeded(seed, "shuffle"), device="cpu")
@@ -71,7 +71,7 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
-    # Tensors in it would be taken for indices of their own, and booleans for a choice.
+    # PyTorch would take tensors in it for indices of another kind, and booleans for a mask.
     order = tuple(np.asarray(check_several("order", order, "a permutation of the channels")).tolist())
     if sorted(order) != list(range(len(image))) or bool in map(type, order):
         raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")
@@ -81,7 +81,7 @@ def permute_channels(image, order=(1, 2, 0)):
 def compress_jpeg(image, quality):
     """Compress an image of one or three channels with a quality from 1 to 95, and decompress it.
 
-    That leaves 8 × 8 blocks, ringing at edges and lost colour: section 3.1 of Deep
+    This leaves 8 × 8 blocks, ringing at edges and less colour. Section 3.1 of Deep
     Image Prior restores such an image.
     """
     image = check_image("image", image)

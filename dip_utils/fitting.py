@@ -1,7 +1,7 @@
 """The method: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖² + R(f_θ(z)), by gradient descent.
 
-`fit` checks its arguments and runs the loop; `Fit` is what it leaves behind. One
-step, the mathematics, is `engine/step.py`; the loop that it stands for is
+`fit` checks its arguments and runs the loop; `Fit` is its result. The mathematics
+of one step is in `engine/step.py`. In plain PyTorch the loop would be
 
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for step in range(steps):
@@ -34,7 +34,7 @@ from .network import SkipNetwork
 # Tensors cannot be compared as a whole.
 @dataclass(eq=False)
 class Fit:
-    """What a fit leaves behind.
+    """The result of a fit.
 
     Entry t of a curve belongs to the network after t updates: entry 0 to the
     untrained network, entry `steps` to `output`.
@@ -42,8 +42,8 @@ class Fit:
     Attributes
     ----------
     loss : ndarray, (steps + 1,)
-        Of d(output) against the target; with `HoldOut`, over the pixels that are
-        fitted.
+        Of d(output) against the target; with `HoldOut`, over the fitted pixels
+        alone.
     psnr, average_psnr : ndarray, (steps + 1,), or None
         PSNR in dB of the output and of the average; None without a reference.
     held_out : ndarray, (steps + 1,), or None
@@ -56,7 +56,8 @@ class Fit:
         The last output, and the exponential average of all outputs with weight
         0.01 for the newest; over the first 100 it is their plain mean.
     chosen, chosen_step : Tensor (C, H, W) and int, or None
-        The average at the step that the hold-out chose; None while it runs, as is the trace.
+        The average at the step that hold-out chose, and that step. None while the
+        fit runs, as is the trace.
     z, target, reference : Tensor
         As given to `fit`; the last may be None.
     steps, planned : int
@@ -66,15 +67,15 @@ class Fit:
     device, precision : str
         Where it ran, and the dtype of the activations at the end.
     running, interrupted, diverged : bool
-        Whether it is under way; was stopped by hand; or gave up. All are False
-        where hold-out ended it early.
+        Whether the fit is under way, was stopped by hand, or gave up. All three
+        are False after hold-out has ended it early.
     remarks : list of str
         What happened on the way, one sentence each.
     rates, state : dict
         What `fit(..., start=run)` compares and needs to go on.
     """
 
-    #: While it is under way, a function that returns, as a dict, what is otherwise filled in at its end.
+    #: While the fit runs, a function that returns as a dict what is filled in at its end.
     complete = None
 
     z: torch.Tensor
@@ -108,7 +109,7 @@ class Fit:
 
     @property
     def result(self):
-        """What to take away: the average at the step that the hold-out chose; without a hold-out, at the last step."""
+        """The image to use: the average at the step that hold-out chose, or, without hold-out, at the last step."""
         return self.average if self.chosen is None else self.chosen
 
     def say(self, sentence):
@@ -119,7 +120,7 @@ class Fit:
     def save(self, path):
         """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it.
 
-        A run under way, as `watch` sees it, comes back as one that was stopped there.
+        A run saved from `watch`, while it is under way, is restored as one that was stopped there.
         """
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         if self.complete is not None:
@@ -172,21 +173,22 @@ def fit(
     ----------
     network : Module
         The generator f_θ, from (1, C, H, W) to (1, C', H', W'): a `SkipNetwork`
-        or any other; of signals, from (1, C, T) to (1, C', T'). It is trained in
-        place, and is left on the CPU in float32. Meanwhile its layers have faster
-        forms: what `watch` may copy is its ``state_dict()``.
+        or any other; for signals, from (1, C, T) to (1, C', T'). It is trained in
+        place and left on the CPU in float32. During the fit its layers have faster
+        forms: to keep a copy from `watch`, take its ``state_dict()``.
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)
         The image x₀; (C', H', W') where there is no operator. May leave [0, 1].
     operator : callable, optional
         The differentiable operator d, from (1, C', H', W') to (1, c, h, w); the
-        identity where not given. Of a module `fit` uses a copy, its tensors on
-        the device and in the dtype of the loss.
+        identity if not given. A module is copied, its tensors to the device and
+        the dtype of the loss.
     loss : callable
-        Of d(output) and target, to a number: mean squared error, or for example
-        ``torch.nn.functional.l1_loss``. With `HoldOut` it has to be a mean over
-        pixels, and is also given some of them, in a row (1, c, 1, n).
+        A function of d(output) and target that returns a number: the mean squared
+        error, or ``torch.nn.functional.l1_loss``, for example. With `HoldOut` it
+        has to be a mean over pixels; it is then also called on some of them, in a
+        row (1, c, 1, n).
     regularizer : callable, optional
         R, a differentiable function of the output (1, C', H', W'), for example
         `total_variation` times a weight. The recorded loss is without it.
@@ -205,28 +207,27 @@ def fit(
         How many values of the output to record at every step, at random places:
         what ES-WMV and ES-EMV are computed from.
     stop : HoldOut, optional
-        Ends the run when it has run out of patience, and remembers the average
-        at the step that it chooses. It never sees `reference`.
+        Ends the run when its patience is used up, and keeps the average at the
+        step that it chooses. It never sees `reference`.
     seed : int
-        Of the noise n. Rounding depends on how many CPU threads share a sum, and `fit`
-        takes what is fastest: with ``OMP_NUM_THREADS=1`` a fit repeats to the last bit,
-        if nothing in the network, as dropout, draws numbers of its own.
+        Of the noise n. Rounding depends on the number of CPU threads, which `fit`
+        chooses by speed. With ``OMP_NUM_THREADS=1`` a fit repeats to the last bit,
+        unless the network draws random numbers of its own, as dropout does.
     start : Fit, optional
-        A run to go on with: its weights and moments are taken up, and its noise
-        where it ran on the same kind of device. Must have the same z, target and
-        reference (if both have one), a network built alike, and with `stop` have had
-        a `HoldOut` too. Operator, loss, learning rate and noise may be others.
+        A run to continue: its weights and moments are taken up, and its random
+        numbers too if it ran on the same kind of device. It must have the same z,
+        target and reference (if both have one), a network built alike and, with
+        `stop`, a `HoldOut` too. Operator, loss, learning rate and noise may differ.
     watch : callable, optional
         Called with the run so far, at most twice a second and for at most 2 %
-        of the time, and once at the end. It may save the run, to go on from there
-        where the machine is lost, or raise KeyboardInterrupt to stop the fit, as ■
-        does.
+        of the time, and once at the end. It may save the run, in case the machine
+        is lost, or raise KeyboardInterrupt to stop the fit, as ■ does.
     device : {"auto", "cpu", "cuda", "cuda:N"} or torch.device
-        CUDA where there is one, else the CPU. On CUDA a step is captured as a
-        graph: Python code of network and operator runs a few times only.
+        "auto" is CUDA if there is a card, else the CPU. On CUDA a step is captured
+        as a graph: Python code of network and operator runs only a few times.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        Of the activations; see `choose_precision`. "auto" is float32 for networks
-        that are no `SkipNetwork`.
+        Of the activations; see `choose_precision`. For a network that is no
+        `SkipNetwork`, "auto" is float32.
 
     Returns
     -------
@@ -235,11 +236,11 @@ def fit(
     Raises
     ------
     TypeError, ValueError
-        If an argument has no meaning; the message names it. Nothing has been
+        If an argument makes no sense; the message names it. Nothing has been
         trained then.
     MemoryError
-        If the fit is too large for the free memory; the message names the
-        largest size that is not.
+        If the fit does not fit into the free memory; the message names the
+        largest size that does.
 
     References
     ----------
@@ -286,7 +287,7 @@ def fit(
         reason = first_line(error)
     finally:
         release_memory(device)
-    # Here the error is gone, and with its traceback what had been allocated.
+    # Out here the error is gone, and with its traceback all that had been allocated.
     size = memory.by(z.shape[1:])
     raise MemoryError(
         f"z: a fit of {size} ran out of memory on {device}; wants a smaller image: shrink it or crop it ({reason})"
@@ -310,22 +311,22 @@ def _descend(problem, run, start, keep, watcher, presses):
                 run.kept[step] = _on_cpu(problem.output)
             advance()
             step = guard.check(step + 1)
-            # Only where the guard has waited for the device anyway.
+            # Only when the guard has waited for the device anyway.
             stopped = step == guard.checked and hold_out is not None and hold_out.has_lost_patience(step)
-            # At the end it is called anyway.
+            # At the end it is called in any case.
             if step < run.planned and watcher.is_due():
                 _report(run, problem, step, begun)
-                # Otherwise the guard mends it at its next look.
+                # If not, the guard mends it at its next look.
                 if np.isfinite(run.loss[-1]):
                     watcher.show(run)
     except KeyboardInterrupt:
-        # Raised inside a step, by an operator; a second press of ■ means it.
+        # Raised inside a step, by an operator. A second press of ■ is meant to end everything.
         if len(presses) > 1:
             raise
         presses.append(True)
         step = guard.go_back()
     finally:
-        # An error may be kept, and with it all that lies here: the next fit wants the graph gone.
+        # Whoever keeps an error keeps what this frame holds: the graph must not be among it.
         advance.start_over()
     step = guard.last_look(step, bool(presses))
     if step in keep:
@@ -342,7 +343,7 @@ def _descend(problem, run, start, keep, watcher, presses):
 
 
 def _completed(problem, step):
-    """What is not reported on the way, by the names of a run's attributes."""
+    """The attributes of a run that are not reported on the way, by name."""
     found, hold_out = {"state": problem.saved_state(step)}, problem.hold_out
     if problem.trace.shape[1]:
         found["trace"] = problem.trace[: step + 1].to("cpu", torch.float32, copy=True)
@@ -352,12 +353,12 @@ def _completed(problem, step):
 
 
 def _on_cpu(images):
-    """A copy of the first of a batch: a view would hold on to what is behind it."""
+    """A copy of the first image of a batch: a view would keep the whole batch alive."""
     return images[0].to("cpu", torch.float32, copy=True)
 
 
 def _report(run, problem, step, begun):
-    """Bring the run up to its state at this step."""
+    """Bring the run up to date with this step."""
     curves = dict(zip(problem.curves, problem.records[:, : step + 1].double().cpu().numpy(), strict=True))
     run.loss, run.held_out = curves["loss"], curves.get("held_out")
     if problem.reference is not None:

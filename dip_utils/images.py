@@ -1,8 +1,8 @@
 """Images: files in and out, scikit-image's photographs.
 
 An image is a float32 tensor (C, H, W) on the CPU with values in [0, 1]. Three
-channels are red, green and blue; any other number of them is shown and saved as
-their mean, in grey.
+channels are red, green and blue; any other number of channels is shown and saved
+as their mean, in grey.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from .engine.machine import say
 from .resampling import resize
 
 SAMPLES = ("astronaut", "chelsea", "coffee", "rocket", "retina", "grass")
-#: How files are written: without loss, or nearly.
+#: How files are written: lossless, or nearly so.
 FINE = {"quality": 95, "subsampling": 0}
 ENDINGS = {".png": {}, ".jpg": FINE, ".jpeg": FINE, ".webp": {"lossless": True}, ".tif": {}, ".tiff": {}, ".bmp": {}}
 
@@ -32,9 +32,9 @@ def load_image(path, *, longest=None, white=None):
     """Read an image file and say in one line what was done to it.
 
     Greyscale files without transparency give one channel, all others three.
-    Transparency is laid over white, the file is turned as its EXIF says, its
-    colours are converted to sRGB, of an animation the first frame is taken.
-    Greyscale files and TIFF keep their depth; other files give 8 bits.
+    Transparency is laid over white, the EXIF orientation is applied, colours are
+    converted to sRGB, and of an animation the first frame is taken. Greyscale files
+    and TIFF keep their bit depth; other files give 8 bits.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def load_image(path, *, longest=None, white=None):
     longest : int, optional
         Shrink so that the longer side has at most this many pixels.
     white : float, optional
-        The stored value that becomes 1: 4095 for the picture of a 12-bit camera
-        in a 16-bit file. Where not given, the most that the file's type holds,
+        The stored value that becomes 1, such as 4095 for a 12-bit picture in a
+        16-bit file. If not given, the largest value of the file's integer type,
         and 1 for floating-point numbers.
 
     Returns
@@ -57,9 +57,8 @@ def load_image(path, *, longest=None, white=None):
     FileNotFoundError, IsADirectoryError
         If there is no file at `path`.
     ValueError
-        If the file cannot be read, is larger than Pillow's limit for
-        decompression (a JPEG: after it was shrunk), or has values below 0 or above
-        white.
+        If the file cannot be read, exceeds Pillow's limit on pixels (a JPEG: after
+        it was shrunk), or has values below 0 or above white.
     """
     path = check_path(path)
     if longest is not None:
@@ -78,7 +77,7 @@ def load_image(path, *, longest=None, white=None):
 
 
 def crop(image, height, width, *, top=None, left=None):
-    """The part (C, height, width) of an image (C, H, W) below and right of pixel (top, left), else the central one."""
+    """The part (C, height, width) of an image (C, H, W) that starts at (top, left); by default the middle."""
     image = check_image("image", image, bounded=False)
     for name, value, least in (("height", height, 1), ("width", width, 1), ("top", top, 0), ("left", left, 0)):
         if value is not None or least:
@@ -94,7 +93,7 @@ def crop(image, height, width, *, top=None, left=None):
 
 
 def to_uint8(image):
-    """An image as Pillow and the browser want it: uint8, (H, W) or (H, W, 3), values outside [0, 1] clipped."""
+    """An image as Pillow and browsers take it: uint8, (H, W) or (H, W, 3), values outside [0, 1] clipped."""
     image = check_image("image", image, bounded=False)
     if len(image) not in (1, 3):
         image = image.mean(dim=0, keepdim=True)
@@ -105,8 +104,8 @@ def to_uint8(image):
 def save_image(image, path):
     """Write an image (C, H, W) in [0, 1] as an 8-bit file; the ending of `path` names the format.
 
-    JPEG loses a little, all others keep every pixel. Of other than one or three
-    channels the mean is saved, and a line says so.
+    JPEG loses a little; all others keep every pixel. Other than one or three
+    channels are saved as their mean, and a line says so.
     """
     image, path = check_image("image", image), check_path(path, ENDINGS)
     Image.fromarray(to_uint8(image)).save(path, **ENDINGS[path.suffix.lower()])

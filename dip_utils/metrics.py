@@ -1,4 +1,4 @@
-"""How good an image is; where there is a ground truth, it comes first."""
+"""How good an image is. A ground truth, where there is one, is the first argument."""
 
 import math
 
@@ -62,7 +62,7 @@ def ssim(reference, image):
 def luma(image):
     """The luma Y of ITU-R BT.601, on which super-resolution is scored: (3, H, W) to (1, H, W).
 
-    In studio range, from 16/255 for black to 235/255 for white.
+    In studio range: 16/255 for black, 235/255 for white.
     """
     image = check_image("image", image, bounded=False)
     if len(image) != 3:
@@ -73,8 +73,8 @@ def luma(image):
 def share_explained(target, loss):
     """The share of the target's variance that an output with this loss explains: 1 - loss / Var(target).
 
-    1 is a perfect copy, 0 is as good as the target's mean colour alone. It makes
-    losses on targets of unequal variance comparable.
+    1 is a perfect copy; 0 is no better than the target's mean colour. It makes
+    losses comparable between targets of different variance.
 
     Parameters
     ----------
@@ -104,15 +104,15 @@ def steps_to_reach(curve, level):
 def radial_power(image, *, bands=16):
     """The power spectrum of an image (C, H, W), averaged over directions and channels.
 
-    Its frequencies, from 0 to just below 1/2 cycle per pixel (a pattern that changes
-    from pixel to pixel), are divided into rings of equal width: the middle of each
-    ring and the mean power in it are returned, two arrays (bands,). White noise of
+    The frequencies, from 0 to just below 1/2 cycle per pixel (a pattern that changes
+    from pixel to pixel), are divided into rings of equal width. Returns two arrays
+    (bands,): the middle of each ring, and the mean power in it. White noise of
     variance v has power v in every ring. Each side must have 2 · bands pixels.
     """
     image = check_image("image", image, bounded=False)
     check_integer("bands", bands, 1)
     height, width = image.shape[1:]
-    # Of two pixels the window leaves nothing.
+    # The window leaves nothing of two pixels.
     least = max(3, 2 * bands)
     if min(height, width) < least:
         raise ValueError(f"image: got {height} × {width}; wants at least {least} on each side for {bands} bands")
@@ -123,6 +123,6 @@ def radial_power(image, *, bands=16):
     power = (np.abs(np.fft.fft2(pixels)) ** 2).mean(axis=0) / (taper**2).sum()
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
     ring = (radius * 2 * bands).astype(int).ravel()
-    # The corners, beyond 1/2, do not hold all directions.
+    # Beyond 1/2, in the corners of the spectrum, not all directions exist.
     total, count = (np.bincount(ring, weights)[:bands] for weights in (power.ravel(), None))
     return (np.arange(bands) + 0.5) / (2 * bands), total / count

@@ -18,12 +18,12 @@ RESTORATION = dict(input_channels=32, channels=(128,) * 5, skip_channels=(4,) * 
 
 
 def convolution(inputs, outputs, size, stride=1):
-    """A convolution that keeps the image's size (halves it with stride 2), the image reflected at its border."""
+    """A convolution that keeps the size of the image, or halves it with stride 2; the border is reflected."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, padding_mode="reflect" if size > 1 else "zeros")
 
 
 def norm(channels):
-    """Batch norm that always uses the statistics of the image at hand."""
+    """Batch norm that always uses the statistics of the current image."""
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
@@ -33,7 +33,7 @@ def block(inputs, outputs, size, stride=1):
 
 
 class Join(nn.Module):
-    """Enlarge what comes from below twofold, put the skip branch in front of it, batch norm, 3×3 convolution."""
+    """Upsample ×2 what comes from below, put the skip branch in front of it, batch norm, 3×3 convolution."""
 
     def __init__(self, skip, below, outputs):
         super().__init__()
@@ -78,9 +78,9 @@ class SkipNetwork(nn.Module):
     in training mode and LeakyReLU(0.2). The head is a 1×1 convolution and a
     sigmoid.
 
-    The weights begin as PyTorch drew them in 2018, those of the batch norms too:
-    uniform in (0, 1), where today they are 1. `benchmarks/README.md` shows what
-    difference it makes.
+    The initial weights are those of PyTorch in 2018, also in the batch norms:
+    uniform in (0, 1), where today they are 1. `benchmarks/README.md` shows the
+    difference that this makes.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class SkipNetwork(nn.Module):
         generator = seeded(seed, "weights")
         super().__init__()
         self.input_channels, self.channels = input_channels, channels
-        # On this device layers are made without weights: PyTorch would draw them from the global random state.
+        # The meta device makes layers without weights: PyTorch would draw them from the global random state.
         with torch.device("meta"):
             self.scales = Scale(input_channels, channels, skip_channels)
             self.head = convolution(channels[0], output_channels, 1)
@@ -136,7 +136,7 @@ class SkipNetwork(nn.Module):
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.uniform_(-bound, bound, generator=generator)
             elif isinstance(layer, nn.BatchNorm2d):
-                # Up to PyTorch 1.1, hence in paper, report and sample code; since then they are 1.
+                # As in PyTorch up to 1.1, and so in paper, report and sample code; since then they are 1.
                 layer.weight.uniform_(0, 1, generator=generator)
                 layer.bias.zero_()
 
@@ -179,9 +179,8 @@ class SkipNetwork(nn.Module):
 def random_input(channels, *size, scale=0.1, seed):
     """The network's input z, (channels, *size): independent values, uniform in [0, scale).
 
-    As many channels as the network's `input_channels`, of the image's height and
-    width; for a network on signals, of one size. The scale is that of paper and
-    report.
+    `channels` is the network's `input_channels`, `size` the height and width of the
+    image, or the length of a signal. The scale is that of paper and report.
     """
     check_size(channels, size)
     check_number("scale", scale, above=0)

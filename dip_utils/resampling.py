@@ -64,8 +64,8 @@ class LanczosDownsampler(nn.Module):
 def resize(image, height, width, method="lanczos"):
     """Resize an image (C, H, W) in [0, 1] with Pillow's "nearest", "bicubic" or "lanczos" to (C, height, width).
 
-    The baselines, and the maker of low-resolution data. Pillow's lanczos has three
-    lobes, unlike `LanczosDownsampler`. Clipped to [0, 1], since the last two
+    For baselines, and to make low-resolution data. Pillow's lanczos has three
+    lobes, `LanczosDownsampler` two. Clipped to [0, 1], since the last two methods
     overshoot at edges.
     """
     image = check_image("image", image)

@@ -2,8 +2,8 @@
 
 The PSNR of the output rises, peaks and falls as the network begins to copy the
 noise. `HoldOut` finds the peak of the average while a fit runs. The two
-variances, ES-WMV and ES-EMV, are computed on a finished run's `trace`, to
-compare.
+variances, ES-WMV and ES-EMV, are computed on a finished run's `trace`, for
+comparison.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 from .engine.checks import check_curve, check_integer, check_number
 from .engine.machine import seeded
 
-#: How many pixels are held out of a large target. How precise their error is depends on their number, not their share.
+#: Most pixels that are held out: the precision of their error depends on their number, not on their share.
 PIXELS = 5000
 
 
@@ -22,22 +22,22 @@ PIXELS = 5000
 class HoldOut:
     """Leave one pixel in twenty out of the loss, 5000 at most, and measure the error of the average there.
 
-    Independent noise cannot be predicted from its neighbours. Where a pixel is
+    Independent noise cannot be predicted from its neighbours. At a pixel that is
     not fitted, the squared error of the average against the *noisy* value is
-    therefore, in expectation, its error against the clean value plus the
-    variance of the noise, a constant: both are least at the same step. It needs
+    therefore, in expectation, its error against the clean value plus the variance
+    of the noise, a constant: both have their minimum at the same step. This needs
     no noise level and no window. It costs the pixels left out.
 
-    It asks for noise that is independent from pixel to pixel and has mean zero
-    (with an L1 loss: median zero). It says nothing about noise that neighbours
-    share, such as that of JPEG; where clipping moves the mean, near 0 and 1, it
-    measures the error against the moved value.
+    The noise must be independent from pixel to pixel and have mean zero (with an
+    L1 loss: median zero). Hold-out does not work for noise that neighbours share,
+    such as that of JPEG. Where clipping moves the mean, near 0 and 1, it measures
+    the error against the moved value.
 
     Attributes
     ----------
     patience : int or None
-        Steps without a new least value after which `fit` ends; None to go on to
-        the last step.
+        `fit` ends after so many steps without a new minimum; None to go on to the
+        last step.
     first : int
         The first step that counts.
     """
@@ -51,7 +51,7 @@ class HoldOut:
         check_integer("first", self.first, 0)
 
     def choose(self, total):
-        """Positions, of `total`, of the pixels to leave out with all their channels; the same every time."""
+        """The positions among `total` pixels that are left out, with all their channels; the same every time."""
         if total < 2:
             raise ValueError("target: got a single pixel; wants two at least, to leave one of them out")
         number = min(PIXELS, -(-total // 20))
@@ -61,7 +61,7 @@ class HoldOut:
 def windowed_variance(trace, window=100):
     """ES-WMV: the variance of the last `window` outputs about their mean; NaN until the window is full.
 
-    Of `Fit.trace`, (steps + 1, values), an array (steps + 1,). Wang et al., *Early
+    From `Fit.trace`, (steps + 1, values), to an array (steps + 1,). Wang et al., *Early
     Stopping for Deep Image Prior*, TMLR 2023, algorithm 1; the window is theirs.
     """
     check_integer("window", window, 2)
@@ -80,7 +80,7 @@ def exponential_variance(trace, weight=0.1):
     """
     check_number("weight", weight, above=0, below=1)
     trace = _checked(trace).double()
-    # A run that went on with a trace has none of its first steps.
+    # A run may have been given a trace only when it was continued.
     first = int(trace.isnan().any(dim=1).sum())
     mean, variance, curve = trace[first].clone(), 0.0, np.full(len(trace), np.nan)
     for step, values in enumerate(trace[first:], first):
@@ -92,10 +92,10 @@ def exponential_variance(trace, weight=0.1):
 
 
 def choose_step(curve, patience=1000, first=200):
-    """The step that a criterion chooses: that of its least value, until `patience` steps bring none less.
+    """The step that a criterion chooses: that of its minimum, until `patience` steps bring no lower one.
 
-    `curve` has one value per step, NaN where it says nothing; steps before `first`
-    do not count. None where no value counts. The patience is that of the paper.
+    `curve` has one value per step, NaN where it is undefined; steps before `first` do
+    not count. Returns None if no value counts. The default patience is the paper's.
     """
     check_integer("patience", patience, 1)
     check_integer("first", first, 0)

@@ -1,7 +1,7 @@
 """The network's faster forms on a CUDA card, for channels-last images: the same numbers to rounding.
 
 PyTorch's own reflection and bilinear upsampling take many times as long as reading
-and writing the images; their gradients are summed one number at a time.
+and writing the images would; their gradients are summed one number at a time.
 """
 
 import torch
@@ -12,14 +12,14 @@ from .cpu import border
 
 
 def doubling(length, doubled, dtype, device):
-    """The matrix that upsamples so many values ×2, bilinearly, cut to the first `doubled`: exact in any dtype."""
+    """The matrix that upsamples `length` values ×2 bilinearly, cut to the first `doubled`; exact in any dtype."""
     basis = torch.eye(length, dtype=torch.float32, device=device)
     matrix = F.interpolate(basis[None], scale_factor=2, mode="linear", align_corners=False)[0].T
     return matrix[:doubled].to(dtype).contiguous()
 
 
 def enlarge(y, height, width, doubling=doubling):
-    """Bilinear ×2 upsampling of a channels-last image, cut to this size: a matrix product along each axis."""
+    """Bilinear ×2 upsampling of a channels-last image, cut to a size: a matrix product along each axis."""
     _, channels, rows, columns = y.shape
     down, along = (doubling(*sides, y.dtype, y.device) for sides in ((rows, height), (columns, width)))
     y = down @ y.permute(0, 2, 3, 1).view(rows, -1)
@@ -36,21 +36,21 @@ def copy_image(target, source):
 
 
 def ends(x, dim, depth, last):
-    """The first row (dim 2) or column (dim 3) of x at this depth, and the last one where it is wanted."""
+    """The first row (dim 2) or column (dim 3) of x at this depth; with `last` the last one too."""
     return border(x, dim, depth) if last else x.narrow(dim, depth, 1)
 
 
 class Reflected(torch.autograd.Function):
-    """A convolution of a channels-last image with its border reflected, one pixel wide.
+    """A convolution of a channels-last image, its border reflected by one pixel.
 
-    `behind` is 1 where a border is wanted below and on the right, else 0. The image has
-    at least 4 pixels on each side.
+    `behind` says how many pixels, 1 or 0, to reflect below and on the right. The image
+    has at least 4 pixels on each side.
     """
 
     @staticmethod
     def forward(ctx, x, weight, stride, behind):
         _, channels, height, width = x.shape
-        # Without these, in 16 bits, cuDNN would make a copy that has them.
+        # In 16 bits cuDNN would otherwise make a copy with that many channels.
         extra = -channels % 8 if x.element_size() == 2 else 0
         ctx.stride, ctx.behind = stride, behind
         ctx.inside = slice(None), slice(channels), slice(1, 1 + height), slice(1, 1 + width)
@@ -84,7 +84,7 @@ class Reflected(torch.autograd.Function):
 
 
 class Round(torch.autograd.Function):
-    """Many weights rounded to a dtype of fewer bits: on a card in one launch, their gradients in another."""
+    """Many weights rounded to a dtype of fewer bits: one launch on a card, and one for their gradients."""
 
     @staticmethod
     def forward(ctx, dtype, *weights):

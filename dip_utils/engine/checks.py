@@ -1,4 +1,4 @@
-"""Checks of what a user hands over: each message names the argument, what it got and what it wants."""
+"""Checks of arguments. Each message names the argument, what it got and what it wants."""
 
 import math
 import numbers
@@ -11,7 +11,7 @@ import torch
 
 #: How far rounding may carry a value of an image beyond 0 or 1.
 ROUNDING = 1e-5
-#: So many times white cannot be meant for an image in [0, 1], or near it, as recipe A's targets are.
+#: An image with values beyond so many times white is not meant to be in [0, 1], or near it as recipe A's targets are.
 FAR = 20
 WHITE = "divide it by its white, for example 255"
 
@@ -52,7 +52,7 @@ def check_size(channels, size):
 
 
 def check_several(name, values, wants):
-    """Return several values as a tuple, or raise where there is one alone, or an image."""
+    """Return several values as a tuple, or raise if it is a single one, or an image."""
     if isinstance(values, torch.Tensor | np.ndarray):
         if values.ndim != 1:
             raise TypeError(f"{name}: got {type(values).__name__} of shape {tuple(values.shape)}; wants {wants}")
@@ -63,7 +63,7 @@ def check_several(name, values, wants):
 
 
 def check_function(name, function, wants="a function"):
-    """Raise unless `function` can be called; a class can, but an instance of it is meant."""
+    """Raise unless `function` can be called and is not a class, of which an instance was meant."""
     if isinstance(function, type):
         raise TypeError(f"{name}: got the class {function.__name__}; wants an instance of it")
     if not callable(function):
@@ -71,7 +71,7 @@ def check_function(name, function, wants="a function"):
 
 
 def check_path(path, endings=()):
-    """Return the path of a file, with the home folder in place of ~, or raise; one to write has `endings`."""
+    """Return a path with ~ expanded, or raise; `endings` are those of a file to be written."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: got {type(path).__name__}; wants the path of a file")
     path = Path(path).expanduser()
@@ -91,7 +91,7 @@ def check_choice(name, value, choices):
 def check_image(name, image, *, bounded=True, signal=False):
     """Return an image (C, H, W), or a `signal` (C, T), without its history of gradients, or raise.
 
-    It has to be float32, finite and on the CPU. Where `bounded`, values must lie in
+    It has to be float32, finite and on the CPU. If `bounded`, values must lie in
     [0, 1]; what rounding has carried beyond is clipped.
     """
     if not isinstance(image, torch.Tensor):
@@ -105,7 +105,7 @@ def check_image(name, image, *, bounded=True, signal=False):
         raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (channels, height, width){or_signal}")
     if image.device.type != "cpu":
         raise ValueError(f"{name}: got a tensor on {image.device}; wants it on the CPU, fit moves it")
-    # Without history, and of no subclass, which a saved run could not hold.
+    # A plain tensor: a saved run could not hold a subclass.
     image = image.detach().as_subclass(torch.Tensor)
     least, most = (value.item() for value in image.aminmax())
     if not (math.isfinite(least) and math.isfinite(most)):
@@ -117,7 +117,7 @@ def check_image(name, image, *, bounded=True, signal=False):
 
 
 def check_range(name, image, white=1.0):
-    """Raise for an image whose white cannot be this, or near it."""
+    """Raise if the values of an image are far beyond this white."""
     least, most = (value.item() for value in image.aminmax())
     if max(-least, most) > FAR * max(1, white):
         raise ValueError(
@@ -134,7 +134,7 @@ def check_same_shape(name, image, other_name, other):
 
 
 def check_curve(name, values):
-    """Return one number, or one for each step, as an array, of what may be a tensor with gradients, or raise."""
+    """Return a number, or one for each step, as an array, or raise. Tensors may have gradients."""
     wants = "wants numbers, one for each step"
     if values is None:
         raise TypeError(f"{name}: got None; {wants}")
@@ -150,7 +150,7 @@ def check_curve(name, values):
 
 
 def first_line(error):
-    """The first line of an error's message, or its kind where it has none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

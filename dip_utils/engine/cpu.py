@@ -7,9 +7,9 @@ with a convolution:
 
     convolve(blur(stuff(y)), w)  =  blur(convolve(stuff(y), w))
 
-except at the border, which is mended. On the right three of four products are with
-zeros, and a transposed convolution leaves them out: a quarter of the arithmetic. The
-scale of the normalisation moves into w, and its moments are taken from y, so that
+except at the border, which is corrected. On the right three of four products are
+with zeros, and a transposed convolution skips them: a quarter of the arithmetic. The
+scale of the normalisation moves into w, and its moments are computed from y, so that
 three large images are never made.
 
 **Batch norm of few channels**, see `NarrowBatchNorm`.
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-#: From this many weights on `Transposed` is faster than PyTorch's transposed convolution.
+#: Number of weights from which `Transposed` is faster than PyTorch's transposed convolution.
 WIDE = 128 * 128 * 9
 BLUR = (1 / 4, 3 / 4, 3 / 4, 1 / 4)
 #: The autocorrelation of BLUR as seen on the small grid, with sum 1.
@@ -40,8 +40,8 @@ def filter_channels(x, taps, padding=0):
 class Blur(torch.autograd.Function):
     """Filter every channel of x by BLUR, no padding.
 
-    Its gradient is the same filter again, which autograd does not know: it would
-    keep x for it, and take twice the time.
+    Its gradient is the same filter again. Autograd, which does not know that, would
+    keep x and take twice the time.
     """
 
     @staticmethod
@@ -60,19 +60,19 @@ def as_rows(x, pixels):
 
 
 def pixels_to_a_row(x):
-    """How many pixels of few channels to take for one of many: PyTorch vectorises along the channels."""
+    """How many pixels of few channels to treat as one of many: PyTorch vectorises along the channels."""
     channels = x.shape[1]
     return math.gcd(x.numel() // channels, max(1, 128 // channels))
 
 
 def repeated(values, pixels):
-    """Values of the channels, for each pixel of a row anew."""
+    """A value for each channel, repeated for every pixel of a row."""
     # `repeat` takes six times as long.
     return torch.cat([values] * pixels)
 
 
 def add_to_channels(x, shift, scale, y):
-    """Add shift + scale · y to x, in place; shift and scale are of one value for each channel."""
+    """Add shift + scale · y to x, in place; shift and scale have one value for each channel."""
     shift, scale = shift.to(x.dtype), scale.to(x.dtype)
     if x.is_contiguous(memory_format=torch.channels_last):
         pixels = pixels_to_a_row(x)
@@ -91,9 +91,9 @@ def border(x, dim, depth=0):
 class Survey(torch.autograd.Function):
     """Statistics and border terms of y that the join needs.
 
-    y with its border replicated; mean and mean square of y enlarged, per channel;
-    a quarter of the difference between its outermost rows and columns and those next to them. In one
-    function, so that the backward pass adds up the gradients of all five in place.
+    y with its border replicated; mean and mean square of the enlarged y, per channel;
+    a quarter of the difference between the rows and columns next to the border and those
+    on it. One function, so that the backward pass adds up all five gradients in place.
     """
 
     @staticmethod
@@ -122,8 +122,8 @@ class Survey(torch.autograd.Function):
 class Transposed(torch.autograd.Function):
     """A transposed 3×3 convolution with stride 2, padded by 1.
 
-    The gradient of its weight is put together from four of stride 1, one for each
-    parity of row and column: for a wide layer PyTorch's own takes up to twice as long.
+    The gradient of the weight is assembled from four convolutions of stride 1, one for
+    each parity of row and column: for a wide layer PyTorch's own takes up to twice as long.
     """
 
     @staticmethod
@@ -162,26 +162,26 @@ class AddToBorder(torch.autograd.Function):
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
-    Exact up to a constant for each channel, which the batch norm behind it takes
-    out. y is (1, C, H, W) with at least 4 pixels on each side, skip (1, S, 2 H, 2 W) or None;
-    norm and convolution are of S + C channels. The result is 2 H × 2 W.
+    Exact up to a constant for each channel, which the batch norm behind it removes.
+    y is (1, C, H, W) with at least 4 pixels on each side, skip (1, S, 2 H, 2 W) or None;
+    norm and convolution take S + C channels. The result is 2 H × 2 W.
     """
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y)
     scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
-    # As exact as the normalisation that moves into them, also where they were rounded for the convolutions.
+    # The scale is applied in full precision, and the weights are rounded once, here.
     weight = convolution.weight[:, skips:] * scale[:, None, None]
     weight = weight.to(y.dtype, memory_format=torch.channels_last)
 
     turned, wide = weight.flip(2, 3).transpose(0, 1), weight.numel() >= WIDE
     stuffed = Transposed.apply(padded, turned) if wide else F.conv_transpose2d(padded, turned, stride=2, padding=1)
     joined = Blur.apply(stuffed)
-    # So far y went on beyond its border as the border pixels are; its reflection
-    # differs from that in the outermost pixels only.
+    # So far the border was replicated; the reflected one differs from it in the
+    # outermost pixels only.
     height, width = joined.shape[-2:]
     rows = F.interpolate(rows, (2, width), mode="bilinear")
     columns = F.interpolate(columns, (height, 2), mode="bilinear")
-    # The first of the two meets the first taps, the last one the last.
+    # The first row or column meets the first taps, the last one the last.
     taps = weight[:, :, ::2].flip(2), weight[..., ::2].flip(3)
     rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), taps[0], stride=(2, 1), padding=(1, 0))
     columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), taps[1], stride=(1, 2), padding=(0, 1))
@@ -196,15 +196,15 @@ def join_and_convolve(skip, y, norm, convolution):
 class NarrowBatchNorm(torch.autograd.Function):
     """Batch norm of few channels on the CPU.
 
-    Several pixels side by side count as one of many channels, and their moments
-    are put together.
+    Several neighbouring pixels are treated as one of many channels, and their moments
+    are combined.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         pixels = pixels_to_a_row(x)
         rows = as_rows(x, pixels)
-        # With these it computes in float32.
+        # Given these, it computes in float32.
         unused = weight.new_zeros(2, rows.shape[1])
         moments = torch.batch_norm_update_stats(rows, *unused, 0.0)
         means, variances = (values.view(pixels, -1) for values in moments)
@@ -232,7 +232,7 @@ class NarrowBatchNorm(torch.autograd.Function):
         )
         gradient = gradient.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         to_weight, to_bias = (values.view(pixels, -1).sum(0) for values in (to_weight, to_bias))
-        # So far the moments counted as constants; what they add is affine in x.
+        # So far the moments were constants; their own gradient is affine in x.
         inverse = torch.rsqrt(variance + ctx.eps)
         share = weight * inverse / -(x.numel() // x.shape[1])
         scale = share * inverse * to_weight

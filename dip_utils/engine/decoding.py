@@ -1,4 +1,4 @@
-"""How an image file is read: the depths, colours and oddities that files come with."""
+"""Reading image files, with the bit depths, colours and oddities that they come with."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def decode(path, longest, white):
-    """The image (C, H, W) of a file, of a JPEG no smaller than `longest`, and a list of what was done to it."""
+    """The image (C, H, W) of a file, and a list of what was done to it. A JPEG may be read small, down to `longest`."""
     got = f"path: got {str(path)!r}"
     if path.is_dir():
         raise IsADirectoryError(f"{got}, a folder; wants an image file")
@@ -64,13 +64,13 @@ def decode(path, longest, white):
         )
     image = np.divide(colour, top, dtype=np.float32)
     if alpha is not None:
-        # Three channels, of grey too.
+        # Grey becomes three channels too.
         image = 1 - np.repeat(alpha, 3, axis=2) * (1 - image)
     return torch.from_numpy(image.clip(0, 1)).movedim(2, 0).contiguous(), done
 
 
 def _read_deep_tiff(path):
-    """As `_read_picture`, a TIFF of other than 8 bits, which Pillow may cut, invert or refuse; None for all others."""
+    """Like `_read_picture`, for a TIFF of other than 8 bits, which Pillow may cut, invert or refuse; else None."""
     import tifffile  # takes a tenth of a second, and few read a TIFF
 
     with tifffile.TiffFile(path) as file:
@@ -93,7 +93,7 @@ def _read_deep_tiff(path):
                 raise ValueError(f"a TIFF of shape {page.shape}, {page.dtype}, {page.photometric!r}")
             pixels = page.asarray()
         except ValueError:
-            # Pillow turns, converts and decompresses more, with fewer bits; but it takes inverted values as they are.
+            # Pillow turns, converts and decompresses more of them, in fewer bits; but it leaves values inverted.
             with contextlib.suppress(UnidentifiedImageError), Image.open(path):
                 if not inverted:
                     return None
@@ -105,13 +105,13 @@ def _read_deep_tiff(path):
 
 
 def _read_picture(path, small):
-    """A file's pixels (H, W, 1 to 4), the most that their type holds, and a list of what was done to them.
+    """The pixels (H, W, 1 to 4) of a file, the most that their type holds, and a list of what was done to them.
 
-    Through Pillow; a JPEG no smaller than `small`, where that is given, but at a fraction of its size.
+    By Pillow. With `small` a JPEG is read at a fraction of its size, but no smaller than this.
     """
-    # `Image.open` refuses a large JPEG before it could be told so.
+    # `Image.open` would refuse a large JPEG before it can be told to read it small.
     with JpegImageFile(path) if small else Image.open(path) as file:
-        # Pillow has 16 bits for grey alone, and forgets how a file was stored once it has loaded it.
+        # Pillow keeps 16 bits for grey alone, and forgets how a file was stored once it is loaded.
         cut = any(mark in str(file.tile) for mark in (";16", ", 65535)"))
         count = getattr(file, "n_frames", 1)
         done = [f"first of {count} frames"] * (count > 1)
@@ -151,14 +151,14 @@ def _read_picture(path, small):
 
 
 def _check_pixels(width, height):
-    """Raise for a picture that would fill the memory, as Pillow does for the files that it opens itself."""
+    """Raise for a picture too large for memory, as Pillow does for files that it opens itself."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise Image.DecompressionBombError(f"{height} × {width} pixels, more than {limit}")
 
 
 def _to_srgb(picture, profile):
-    """A picture in L, RGB or RGBA, its colours converted from a profile; None where they cannot be."""
+    """A picture in L, RGB or RGBA, its colours converted from a profile; None if that fails."""
     mode = "RGBA" if picture.mode == "RGBA" else "RGB"
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -169,7 +169,7 @@ def _to_srgb(picture, profile):
 
 
 def _is_srgb(profile):
-    """Whether a profile leaves RGB colours as they are; its name does not tell."""
+    """Whether a profile leaves RGB colours as they are; its name does not say."""
     levels = np.linspace(0, 255, 6).astype(np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(6, 36, 3)
     converted = _to_srgb(Image.fromarray(colours), profile)

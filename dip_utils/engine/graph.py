@@ -1,8 +1,8 @@
 """CUDA: a whole step captured as a graph and replayed, one launch instead of some thousand.
 
-A graph replays what was launched when it was captured: an operator's or a
-network's Python code runs then and never again, so that what it counts or
-decides in Python is frozen.
+A graph replays what was launched while it was captured. The Python code of an
+operator or a network runs then and never again: what it counts or decides is
+frozen.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from .checks import first_line
 from .machine import TUNING
 from .threads import Threads
 
-#: Steps that are taken one by one before one is captured.
+#: Steps taken one by one before one is captured.
 WARM_UP_STEPS = 3
 #: One fit at a time on the cards of a process: during a capture nothing else may be launched.
 _LOCK = threading.RLock()
@@ -23,19 +23,19 @@ _LOCK = threading.RLock()
 
 @functools.cache
 def _stream(around):
-    """Not the default stream, on which no graph can be captured; one, since PyTorch reuses memory by stream.
+    """The stream of a fit: the default one cannot be captured, and PyTorch reuses memory by stream.
 
-    A fit inside another one, whose stream is then the one around, has its own: with a
-    graph cuBLAS's memory goes that belongs to its stream (pytorch/pytorch#193402).
+    A fit inside another one finds that one's stream around it, and has its own: with a
+    graph the memory that cuBLAS keeps for its stream is lost (pytorch/pytorch#193402).
     """
     return torch.cuda.Stream(around.device)
 
 
 @contextlib.contextmanager
 def without_tf32():
-    """Convolutions of float32 in all its bits; afterwards all is as it was."""
+    """Convolutions in full float32 in this block."""
     cudnn = torch.backends.cudnn
-    # PyTorch has two ways to set TF32; where the user has taken the newer one, reading the older may fail.
+    # PyTorch has two settings for TF32; if the user has changed the newer one, reading the older may fail.
     try:
         newer = cudnn.fp32_precision != "none" or cudnn.allow_tf32 is None
     except RuntimeError:
@@ -51,7 +51,7 @@ def without_tf32():
 
 @contextlib.contextmanager
 def on_device(device):
-    """Everything that a fit on this device has to itself; nothing to do on the CPU."""
+    """What a fit on a card needs around it: the lock, a stream, no TF32. Nothing on the CPU."""
     if device.type != "cuda":
         yield
         return
@@ -64,7 +64,7 @@ def on_device(device):
 
 
 class Stepper:
-    """Takes the steps of a problem: one by one, and on CUDA, after some of them, as a graph."""
+    """Takes the steps of a problem: one by one and, on CUDA, after some of them as a graph."""
 
     def __init__(self, problem, say):
         self.problem, self.say = problem, say
@@ -73,7 +73,7 @@ class Stepper:
         self.start_over()
 
     def start_over(self):
-        """Forget the graph: what it was captured from has changed."""
+        """Forget the graph, as what it was captured from has changed."""
         self.graph, self.warm = None, 0
 
     def __call__(self):
@@ -89,21 +89,21 @@ class Stepper:
             self.warm += 1
 
     def _capture(self):
-        """Capture one step without taking it; where that cannot be done, say why."""
+        """Capture one step without taking it; if that is impossible, say why."""
         problem, graph = self.problem, torch.cuda.CUDAGraph()
         noise_state, groups = problem.generator.get_state(), problem.optimizer.param_groups
-        # Only here: outside of a capture Adam warns of it.
+        # Set for the capture only: outside of one Adam warns of it.
         groups[0]["capturable"] = True
         try:
             graph.register_generator_state(problem.generator)
-            # Other threads may use the card meanwhile for something else than fits.
+            # Meanwhile other threads may use the card, though not for fits.
             stream = torch.cuda.current_stream()
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 problem.step()
             self.graph = graph
         except RuntimeError as error:
             self.say(f"No CUDA graph, the steps are launched one by one: {first_line(error.__context__ or error)}")
-            # The old generator may still believe that it is being captured.
+            # The old generator may still be marked as being captured.
             problem.generator = torch.Generator(problem.z.device)
             problem.generator.set_state(noise_state)
             self.may_capture = False

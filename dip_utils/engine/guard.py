@@ -1,10 +1,10 @@
-"""Divergence: noticed soon, and mended from the last good state."""
+"""Divergence is noticed soon, and the run goes on from the last good state."""
 
 import math
 
 import torch
 
-#: How often, in steps, the losses are looked at.
+#: Steps between two looks at the losses.
 CHECK_EVERY = 25
 #: How often a run may go back within `FORGIVEN_AFTER` steps before it gives up.
 MOST_RECOVERIES = 3
@@ -12,7 +12,7 @@ FORGIVEN_AFTER = 1000
 
 
 class Guard:
-    """Looks at the losses every `CHECK_EVERY` steps and goes back to the last good state where they diverge.
+    """Looks at the losses every `CHECK_EVERY` steps, and goes back to the last good state if they diverge.
 
     A state is copied only when its own loss has been seen.
     """
@@ -21,16 +21,16 @@ class Guard:
         self.problem, self.run, self.stepper = problem, run, stepper
         self.copy = {name: tensor.clone() for name, tensor in problem.state().items()}
         self.copied = self.checked = self.counted_since = step
-        # Not from the record: a run may go on with another loss.
+        # Not from the record: a run may be continued with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
-        # The loss of the target's mean colour, or mean value; and that of a perfect copy, since losses may be negative.
+        # The losses of a flat image, the target's mean colour, and of a perfect copy: losses may be negative.
         mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
         images = torch.zeros_like(problem.target) + mean, problem.target
         self.flat, self.perfect = (problem.loss_function(image, problem.target).item() for image in images)
         self.doubtful, self.recoveries = False, 0
 
     def check(self, step):
-        """Look at the newest losses where it is time; return the step to go on from."""
+        """Look at the newest losses when it is time; return the step to go on from."""
         if step - self.checked < CHECK_EVERY and step < self.run.planned:
             return step
         losses = self.problem.records[0, self.checked + 1 : step + 1].cpu()
@@ -40,7 +40,7 @@ class Guard:
         high = self._is_high(losses[-5:].min())
         if high and self.doubtful:
             return self._recover(step, "stayed high after a jump")
-        # Adam's usual spikes are mended by the next look.
+        # Adam's usual spikes are gone by the next look.
         self.doubtful = high
         if not high and not self._is_high(losses[-1]):
             self.usual, self.copied = losses.median().item(), step
@@ -48,7 +48,7 @@ class Guard:
         return step
 
     def _is_high(self, loss):
-        """Whether a loss is far above the usual, and about that of a flat image."""
+        """Whether a loss is far above the usual one, and near that of a flat image."""
         return bool(loss - self.perfect > max(4 * (self.usual - self.perfect), (self.flat - self.perfect) / 2))
 
     def _recover(self, step, what):
@@ -68,14 +68,14 @@ class Guard:
         """Restore the last good state and return its step. The noise that follows is new."""
         self.problem.restore(self.copy, self.copied)
         self.stepper.start_over()
-        # Its losses and average are known; its gradient may be what went wrong.
+        # Only the gradient is computed anew: it may be what went wrong.
         self.problem.differentiate()
         self.checked, self.doubtful = self.copied, False
         self.run.kept = {step: image for step, image in self.run.kept.items() if step <= self.copied}
         return self.copied
 
     def last_look(self, step, interrupted):
-        """Say what the losses show at the end of a run; return the step of the state that is left."""
+        """Say what the losses show at the end of a run; return the step of the final state."""
         losses = self.problem.records[0, : step + 1].cpu()
         if not torch.isfinite(losses[self.checked + 1 :]).all():
             step, self.run.diverged = self.go_back(), not interrupted
@@ -91,11 +91,11 @@ class Guard:
         return step
 
     def _is_hopeless(self, losses, first):
-        """Whether losses are worse than a flat image's, and than the untrained network's or constant: saturated.
+        """Whether losses are above a flat image's, and above the untrained network's or constant (saturated).
 
-        Worse by a twentieth: a network that has learnt nothing of a noise yet is about as good as a flat image.
+        Above by a twentieth: a network that has learnt nothing of a noise yet is about as good as a flat image.
         """
-        # Quartiles: single outputs of a saturated network may differ.
+        # Quartiles, since single outputs of a saturated network may differ.
         low, middle, high = losses.quantile(losses.new_tensor([0.25, 0.5, 0.75]))
         constant = high - low < middle.abs() / 1000
         worse = middle - self.perfect > 1.05 * (self.flat - self.perfect)

@@ -1,12 +1,13 @@
 """The network in faster forms, for the time of a fit: the same numbers to rounding.
 
-Nothing here is needed to understand the network: the plain forms stand in
-`network.py`, and a test holds the two equal. This file decides which layers get
-which form. The forms are in `cpu.py` and `card.py`; one, for both, is here:
+Nothing here is needed to understand the network: its plain form is in `network.py`,
+and tests hold the two equal. This file decides which layer gets which form. The
+forms are in `cpu.py` and `card.py`, but for one, which serves both:
 
-**No bias in front of a batch norm**, which takes out what is the same for all
-pixels: the bias of a convolution, and the shift of a normalisation in front of
-that convolution. They have no effect, and no gradient but rounding.
+**No bias in front of a batch norm.** The batch norm removes whatever is the same
+for all pixels: the bias of the convolution in front of it, and the shift of a
+normalisation in front of that convolution. They have no effect, and no gradient
+but rounding errors.
 """
 
 import contextlib
@@ -24,21 +25,21 @@ from .machine import TUNING
 
 #: Up to this many channels `NarrowBatchNorm` is faster.
 NARROW = 8
-#: Up to this side `enlarge` is used, whose arithmetic grows with the cube of it; measured up to 544.
+#: Longest side for `enlarge`, whose arithmetic grows with its cube; measured up to 544.
 LONGEST = 1024
-#: Layers that compute the same in channels-last. Of others it is not known, and PyTorch's
-#: instance norm (2.13, CPU) has a wrong gradient there.
+#: Layers known to compute the same in channels-last. PyTorch's instance norm (2.13, CPU),
+#: for one, has a wrong gradient there.
 ANY_LAYOUT = {SkipNetwork, Scale, Join, nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU}
 
 
 def takes_channels_last(network, device, precision):
-    """Whether a network may compute in channels-last and is faster so: on a card in 16 bits only."""
+    """Whether a network can compute in channels-last, and is faster so: on a card only in 16 bits."""
     faster = TUNING["channels_last"] and (device.type == "cpu" or precision.itemsize == 2)
     return faster and all(type(layer) in ANY_LAYOUT for layer in network.modules())
 
 
 def is_untouched(layer):
-    """Whether nobody has put a hook on a layer, or a forward of their own into it."""
+    """Whether a layer has neither a hook nor a forward of its own."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     return not any(hooks) and "forward" not in vars(layer)
 
@@ -62,7 +63,7 @@ def is_own_norm(layer):
 
 
 def before_batch_norm(network):
-    """The convolutions of a network's scales that have a batch norm right behind them: a set."""
+    """The set of convolutions in a network's scales that are followed at once by a batch norm."""
     pairs = []
     for scale in (layer for layer in network.modules() if type(layer) is Scale):
         parts = [part for part in (scale.down, scale.skip, scale.up) if type(part) is nn.Sequential]
@@ -76,9 +77,9 @@ def before_batch_norm(network):
 
 @contextlib.contextmanager
 def accelerated(network):
-    """Swap the faster forms into the layers of a network that have one; take them out at the end.
+    """Swap the faster forms into a network, and take them out at the end.
 
-    Yields the parameters that have no effect meanwhile: a set.
+    Yields the set of parameters that have no effect meanwhile.
     """
     convolutions = before_batch_norm(network)
     norms = [layer for layer in network.modules() if is_own_norm(layer) and layer.num_features <= NARROW]
@@ -87,7 +88,7 @@ def accelerated(network):
         if type(layer) is Join and is_untouched(layer) and is_own_norm(layer.norm)
         and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
     ]  # fmt: skip
-    # For this fit only: its graph knows the matrices by their addresses.
+    # A cache for each fit: its graph knows the matrices by their addresses.
     join = functools.partial(_join, functools.cache(doubling))
     forms = dict.fromkeys(convolutions, _convolution) | dict.fromkeys(norms, _batch_norm) | dict.fromkeys(joins, join)
     for layer, form in forms.items():
@@ -100,13 +101,13 @@ def accelerated(network):
 
 
 def _pays(x):
-    """Whether x is large enough for the forms that are for the CPU."""
+    """Whether x is large enough for the forms of the CPU to pay."""
     return x.device.type == "cpu" and x.numel() >= TUNING["large"]
 
 
 def _lies_on_card(x):
-    """Whether x is of the kind that the forms for CUDA take."""
-    # Of one channel it cannot be told.
+    """Whether x is an image as the forms for CUDA take it."""
+    # With one channel both layouts look alike.
     innermost = x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last)
     return x.device.type != "cpu" and len(x) == 1 and innermost
 
@@ -129,8 +130,8 @@ def _batch_norm(layer, x):
 def _convolution(layer, x):
     if layer.padding_mode != "reflect":
         return F.conv2d(x, layer.weight, stride=layer.stride)
-    # Only what is read: with stride 2 the border behind an even side is not, and where it is there, oneDNN's
-    # gradient may take twenty times as long.
+    # Pad only what is read: with stride 2 the border behind an even side is not, and with it oneDNN's gradient
+    # may take twenty times as long.
     bottom, right = behind = [1 - (side - 1) % layer.stride[0] for side in x.shape[2:]]
     if _lies_on_card(x) and min(x.shape[2:]) >= 4:
         return Reflected.apply(x, layer.weight, layer.stride, behind)

@@ -16,27 +16,27 @@ from torch.nn import functional as F
 from .checks import check_choice, check_integer
 
 BUDGETS = ("full", "quick", "smoke")
-#: How many times as fast as float32 bfloat16 must be to be worth its rounding.
+#: The speed-up over float32 from which bfloat16 is worth its rounding.
 WORTH = 1.2
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-#: How a fit uses the machine: what benchmarks and tests vary, and nobody else.
+#: How a fit uses the machine; only benchmarks and tests change it.
 TUNING = {
-    # CPU: from this many numbers in a tensor on, the faster forms are used.
+    # CPU: the size of a tensor from which the faster forms are used.
     "large": 2**16,
-    # CPU: try whether a step is faster with fewer threads.
+    # CPU: try whether fewer threads are faster.
     "threads": True,
     # CUDA: capture a step as a graph.
     "graph": True,
-    # Channels-last images, where that is faster.
+    # Keep images in channels-last where that is faster.
     "channels_last": True,
 }
 
 
 @contextlib.contextmanager
 def tuned(**changes):
-    """Use other settings in this block, in all threads."""
+    """Change settings in this block, for all threads."""
     assert changes.keys() <= TUNING.keys(), changes
     before = dict(TUNING)
     TUNING.update(changes)
@@ -47,12 +47,12 @@ def tuned(**changes):
 
 
 def seeded(seed, purpose="", device="cpu"):
-    """A random generator of its own, so that no function touches the global one.
+    """A new random generator, so that no function touches the global one.
 
-    For each purpose the same seed gives other numbers. Otherwise the noise on an
-    image and the input z would, with one seed, be made of the same random
-    numbers, and the network could learn the noise from z: it did. Without a
-    purpose the generator is torch's own for this seed. A seed is below 2**63.
+    For each purpose the same seed gives different numbers. Otherwise, with one seed,
+    the noise on an image and the input z would be made of the same random numbers,
+    and the network could learn the noise from z: it did. Without a purpose it is
+    torch's own generator for this seed. A seed is below 2**63.
     """
     check_integer("seed", seed, 0)
     if seed >= 2**63:
@@ -64,24 +64,24 @@ def seeded(seed, purpose="", device="cpu"):
 
 
 def say(line):
-    """Print a line, with a ? for what the terminal cannot show."""
+    """Print a line, with a ? for each character that the terminal cannot show."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(line.encode(encoding, "replace").decode(encoding))
 
 
 class Pace:
-    """Holds something to a share of the time; its first time, which sets things up, would silence it for long."""
+    """Limits an activity to a share of the time. Its first run, which sets things up, is not counted."""
 
     def __init__(self, share):
         self.share, self.begun, self.spent = share, None, 0.0
 
     def is_due(self):
-        """Whether the share is not used up."""
+        """Whether some of the share is left."""
         return self.begun is None or self.spent < self.share * (time.perf_counter() - self.begun)
 
     @contextlib.contextmanager
     def counted(self):
-        """Count the time of this block, but for the first one's."""
+        """Count the time of this block, unless it is the first."""
         before = time.perf_counter()
         yield
         now = time.perf_counter()
@@ -93,11 +93,11 @@ class Pace:
 
 @functools.cache
 def has_card():
-    """Whether there is a CUDA card that this PyTorch was built for; where it was not, a line says so."""
+    """Whether there is a CUDA card that this PyTorch supports; a line says so if it supports none."""
     if not torch.cuda.is_available():
         return False
-    # PyTorch counts cards too that are too old for it. Code for a card, sm_86, also runs on those with the same first
-    # digit and a later second one, compute_86 on all later ones.
+    # PyTorch also counts cards that are too old for it. Code for sm_86 runs on cards of the same major version and
+    # the same or a later minor one, code for compute_86 on all later cards too.
     major, minor = torch.cuda.get_device_capability()
     names = torch.cuda.get_arch_list()
     built = [found.groups() for name in names if (found := re.match(r"(sm|compute)_(\d+)(\d)", name))]
@@ -105,7 +105,7 @@ def has_card():
         (major, minor) >= (int(first), int(second)) and (kind == "compute" or major == int(first))
         for kind, first, second in built
     )
-    # AMD's have other names.
+    # AMD's architectures have other names.
     if built and not runs:
         own, wanted = f"{major}.{minor}", ", ".join(names)
         say(f"The CUDA card is not used: its compute capability is {own}, this PyTorch is built for {wanted}.")
@@ -114,10 +114,10 @@ def has_card():
 
 
 def choose_budget():
-    """How much work a notebook does, from ``DIP_BUDGET``; where it is not set "full" with CUDA, else "quick".
+    """How much work a notebook does: ``DIP_BUDGET``, or if it is not set, "full" with CUDA, else "quick".
 
-    "full" means the report's sizes and steps, "quick" minutes on a laptop, "smoke"
-    is for automatic tests.
+    "full" means the report's sizes and steps, "quick" minutes on a laptop; "smoke" is
+    for automatic tests.
     """
     budget = os.environ.get("DIP_BUDGET") or ("full" if has_card() else "quick")
     check_choice("DIP_BUDGET", budget, BUDGETS)
@@ -125,7 +125,7 @@ def choose_budget():
 
 
 def choose_device(device="auto"):
-    """The torch.device of "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N", if it is there."""
+    """The torch.device for "cpu", "cuda", "cuda:N" or "auto", which is CUDA if there is a card, else the CPU."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if has_card() else "cpu")
     try:
@@ -141,10 +141,10 @@ def choose_device(device="auto"):
 
 @functools.cache
 def bfloat16_gain():
-    """How many times as fast as in float32 a 3×3 convolution is in bfloat16 on this CPU, forward and backward.
+    """The speed-up of a 3×3 convolution, forward and backward, in bfloat16 over float32 on this CPU.
 
-    Measured, once per process and in some hundredths of a second: a processor's
-    flags do not tell.
+    Measured once per process, in some hundredths of a second: a processor's flags do
+    not tell.
     """
 
     def tensors(dtype):
@@ -154,12 +154,12 @@ def bfloat16_gain():
 
     threads = torch.get_num_threads()
     try:
-        # On a busy machine several threads would measure how long they wait for each other.
+        # On a busy machine several threads would spend their time waiting for each other.
         torch.set_num_threads(1)
         with torch.inference_mode(False), torch.enable_grad():
             trials = {dtype: (tensors(dtype), []) for dtype in (torch.float32, torch.bfloat16)}
             for _ in range(7):
-                # In turn, so that both meet the same load.
+                # In turn, so that both see the same load.
                 for (x, weight), times in trials.values():
                     begun = time.perf_counter()
                     F.conv2d(x, weight, padding=1).sum().backward()
@@ -173,10 +173,9 @@ def bfloat16_gain():
 def choose_precision(precision="auto", device="cpu"):
     """The dtype of the activations; weights and statistics have at least float32.
 
-    "auto" takes bfloat16 where it is clearly faster: on recent CUDA cards, and on a
-    CPU where a trial shows it; float16 on older cards with tensor cores; else
-    float32. "float64" computes everything in float64: slow, for checks. "float16"
-    is not for the CPU.
+    "auto" is bfloat16 where that is clearly faster: on recent CUDA cards, and on a CPU
+    if a trial shows it; float16 on older cards with tensor cores; else float32. With
+    "float64", for checks, everything is in float64. "float16" is not for the CPU.
     """
     device = torch.device(device)
     check_choice("precision", precision, ("auto", *PRECISIONS))
@@ -184,7 +183,7 @@ def choose_precision(precision="auto", device="cpu"):
         major = torch.cuda.get_device_capability(device)[0]
         precision = "bfloat16" if major >= 8 else "float16" if major == 7 else "float32"
     elif precision == "auto":
-        # Where these instructions are missing there is nothing to try.
+        # Without these instructions there is nothing to try.
         has = torch.cpu.get_capabilities()
         native = has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16")
         precision = "bfloat16" if native and bfloat16_gain() >= WORTH else "float32"
@@ -208,10 +207,10 @@ def describe_machine(budget):
 def keep_freed_memory():
     """Tell glibc to keep freed memory for the next step; elsewhere do nothing.
 
-    A step frees and allocates the same gigabytes again. By default glibc gives
-    them back to the system in between, and the page faults cost more than the
-    arithmetic. It holds for the process, from its first fit on; what a fit has
-    left is given back at its end.
+    Each step frees gigabytes and allocates them again. By default glibc returns them
+    to the system in between, and the page faults cost more than the arithmetic. The
+    setting stays for the rest of the process; at the end of each fit the memory is
+    released.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -224,7 +223,7 @@ def keep_freed_memory():
 
 
 def release_memory(device):
-    """Give back to the system what the allocators of a device and of glibc hold and do not use."""
+    """Return unused memory, which the allocators of a device and of glibc hold, to the system."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":

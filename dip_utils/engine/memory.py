@@ -1,9 +1,9 @@
-"""How much memory a fit needs, known before it starts.
+"""How much memory a fit needs, estimated before it starts.
 
 The model: what autograd keeps of one forward pass, counted on PyTorch's meta
-device where nothing is computed; some bytes for each parameter (weights,
+device, where nothing is computed; some bytes for each parameter (weights,
 gradient, Adam's moments, a copy of each to go back to); and a constant for what
-the libraries set up at the first step. Its numbers were measured on the CPU.
+the libraries set up at the first step. Its constants were measured on the CPU.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from torch.func import functional_call
 
 from .machine import release_memory
 
-#: Peak of a step over what autograd keeps of its forward pass: 2.0 to 2.5 for three plain networks on the CPU.
+#: Peak of a step, as a multiple of what autograd keeps of its forward pass: 2.0 to 2.5 for three plain networks.
 PEAK = 2.1
 #: The same for the faster forms of a `SkipNetwork`.
 PEAK_ACCELERATED = 1.15
 BYTES_PER_PARAMETER = 40
 LIBRARIES = 60e6
-#: Limit, use and statistics of a container's memory: control groups, version 2 and 1, of Linux.
+#: Limit, use and statistics of a container's memory, in Linux control groups of version 2 and 1.
 CONTROL_GROUPS = {
     "/sys/fs/cgroup": ("memory.max", "memory.current", "memory.stat"),
     "/sys/fs/cgroup/memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat"),
@@ -31,10 +31,10 @@ CONTROL_GROUPS = {
 
 
 def tensors_in_place(network):
-    """Parameters and buffers, by the places where `functional_call` is to put others instead: a dict.
+    """A dict of parameters and buffers, by the names under which `functional_call` is to replace them.
 
-    A tensor that two layers share has two; a layer that stands in two places counts
-    once, since `functional_call`, told of both, would leave the other tensor in it.
+    A tensor that two layers share has two names. A layer that stands in two places
+    counts once: given both names, `functional_call` would leave the other tensor in it.
     """
     return {
         name: tensor
@@ -46,8 +46,8 @@ def tensors_in_place(network):
 
 @contextlib.contextmanager
 def left_alone(network):
-    """Take back what a first call leaves in a network, a grid or a buffer: here it is of the meta device."""
-    # A compiled module can gain nothing.
+    """Undo what a first call leaves in a network, such as a grid or a buffer: here it is on the meta device."""
+    # A compiled module cannot gain anything.
     layers = [layer for layer in network.modules() if not isinstance(layer, torch.jit.ScriptModule)]
     before = [(now, dict(now)) for layer in layers for now in (vars(layer), layer._buffers)]
     try:
@@ -59,14 +59,14 @@ def left_alone(network):
 
 
 def dry_pass(network, shape, dtype):
-    """The output, of the right shape but not computed, and the bytes that autograd keeps of the forward pass."""
+    """The output, of the right shape but without values, and the bytes that autograd keeps of the forward pass."""
     twins, kept = {}, {}
     for name, tensor in tensors_in_place(network).items():
         own = dtype if tensor.is_floating_point() else tensor.dtype
         twins[name] = torch.empty_like(tensor, device="meta", dtype=own, requires_grad=tensor.requires_grad)
 
     def keep(tensor):
-        # Not returned: the graph would hold an output that holds the graph.
+        # Nothing is returned: the graph would hold an output that holds the graph.
         kept[tensor.untyped_storage()._cdata] = tensor
 
     with (
@@ -79,7 +79,7 @@ def dry_pass(network, shape, dtype):
     for twin in twins.values():
         kept.pop(twin.untyped_storage()._cdata, None)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    # The output's graph holds on to `keep`, and that to what it has kept, which Python cannot see as a cycle.
+    # The output's graph holds `keep`, and that what it has kept: a cycle that Python cannot see.
     kept.clear()
     return output, total
 
@@ -95,7 +95,7 @@ def memory_needed(network, shape, kept, output, *, accelerated):
 def available_memory(device):
     """Bytes that a fit may still take on this device."""
     if device.type == "cuda":
-        # What PyTorch holds unused counts as free.
+        # What PyTorch holds and does not use counts as free.
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     groups = ([Path(folder) / name for name in names] for folder, names in CONTROL_GROUPS.items())
@@ -103,19 +103,19 @@ def available_memory(device):
 
 
 def left_in(limit, used, statistics):
-    """Bytes that a container may still take, in a list; an empty list where there is no limit."""
+    """A list of the bytes that a container may still take; empty if there is no limit."""
     if not all(path.is_file() for path in (limit, used, statistics)) or not limit.read_text().strip().isdigit():
         return []
-    # Cached pages of files count as used, and are given up on demand.
+    # Cached pages of files count as used, but are given up on demand.
     cached = dict(line.split() for line in statistics.read_text().splitlines()).get("inactive_file", 0)
     return [max(0, int(limit.read_text()) - int(used.read_text()) + int(cached))]
 
 
 def check_memory(network, size, needed, device):
-    """Raise where a fit that needs so many bytes cannot have them; name the largest size of this shape that could."""
+    """Raise if so many bytes are not free; name the largest size of this shape for which they would be."""
     free = available_memory(device)
     if needed > free:
-        # What earlier work has left in the allocators can be had back.
+        # Earlier work may have left some in the allocators.
         gc.collect()
         release_memory(device)
         free = available_memory(device)
@@ -123,7 +123,7 @@ def check_memory(network, size, needed, device):
         return
     fixed = LIBRARIES + BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in network.parameters())
     share = max(0, (0.9 * free - fixed) / (needed - fixed)) ** (1 / len(size))
-    # In multiples that five scales halve exactly.
+    # Multiples of 32, which five scales halve exactly.
     smaller = [int(side * share) // 32 * 32 for side in size]
     advice = f"wants at most {by(smaller)}: shrink it or crop it" if min(smaller) else "no size of this shape would fit"
     raise MemoryError(
@@ -132,7 +132,7 @@ def check_memory(network, size, needed, device):
 
 
 def check_records(curves, keep, trace, device):
-    """Raise where so many numbers of curves, kept images (on the CPU) or a trace cannot fit."""
+    """Raise if so many numbers of curves, kept images (on the CPU) or a trace do not fit into memory."""
     cpu = torch.device("cpu")
     for name, numbers, place in (("steps", curves, device), ("keep", keep, cpu), ("trace", trace, device)):
         needed, free = 4 * numbers, available_memory(place)
@@ -148,8 +148,8 @@ def by(size):
 
 
 def is_out_of_memory(error):
-    """Whether this is PyTorch's word that the system or a card gave it no memory."""
+    """Whether an error says that the system or a card is out of memory."""
     words = ["can't allocate memory", "not enough memory"]  # Linux and macOS; Windows
-    # CUDA and its libraries; cuDNN, which finds no engine where none fits.
+    # CUDA and its libraries; cuDNN finds no engine if none fits.
     words += ["out of memory", "ALLOC_FAILED", "unable to find an engine"]
     return isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in words)

@@ -1,4 +1,4 @@
-"""Everything is checked before a fit starts, and rehearsed: network, operator, loss and regularizer, once each."""
+"""Before a fit starts everything is checked; network, operator, loss and regularizer are called once each."""
 
 import copy
 
@@ -21,7 +21,7 @@ def checked_images(z, target, reference):
 
 
 def _copied(name, image):
-    """A checked copy: neither what the user does to it meanwhile nor how it lies in memory concerns the fit."""
+    """A checked copy: what the user changes meanwhile, and how the image lies in memory, must not matter."""
     return check_image(name, image, bounded=False, signal=True).clone(memory_format=torch.contiguous_format)
 
 
@@ -36,7 +36,7 @@ def checked_steps(keep, first, last):
 
 
 def rehearse(network, images, settings, start):
-    """Raise unless the network can make an image of z, it can be compared with the target, and it fits into memory.
+    """Raise unless the network makes an image of z that can be compared with the target, and the fit fits into memory.
 
     Returns the shape of that image, without the batch.
     """
@@ -61,9 +61,9 @@ def rehearse(network, images, settings, start):
 
 
 def _rehearse_loss(shape, target, settings):
-    """Raise unless operator, loss and regularizer make of an output what a fit needs."""
+    """Raise unless operator, loss and regularizer return what a fit needs."""
     operator, loss, regularizer = settings.placed()
-    # White: what the operator makes of it is what a target may have.
+    # White: the result of the operator shows which values a target can have.
     output = torch.ones(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
 
@@ -99,9 +99,9 @@ def _rehearse_loss(shape, target, settings):
 
 
 def _check_mean(loss, target, stop):
-    """Raise unless a loss can be taken apart as hold-out does it: it has to be a mean over pixels."""
+    """Raise unless a loss is a mean over pixels, as hold-out needs it."""
     pixels, generator = target[0, 0].numel(), seeded(0, "rehearsal")
-    # Raises where there is nothing to choose from.
+    # Raises if there is nothing to choose from.
     stop.choose(pixels)
     output = torch.rand(target.shape, generator=generator, dtype=torch.float32, device="cpu")
     output = output.to(target).requires_grad_()
@@ -122,12 +122,12 @@ def _check_mean(loss, target, stop):
 
 
 def in_a_row(image, places):
-    """Some pixels of an image as one of height 1, (1, C, 1, N), of a signal (1, C, N): a loss finds as many axes."""
+    """Some pixels of an image as one of height 1, (1, C, 1, N), or of a signal, (1, C, N): as many axes as before."""
     return image.flatten(2)[..., places].unflatten(2, (*[1] * (image.ndim - 3), -1))
 
 
 def _check_start(start, network, images, shape, settings):
-    """Raise unless the fit can go on from this run."""
+    """Raise unless the fit can continue this run."""
     for name, image in zip(("z", "target", "reference"), images, strict=True):
         earlier = getattr(start, name)
         if image is None or earlier is None:
@@ -146,11 +146,11 @@ def _check_start(start, network, images, shape, settings):
 
 
 def _rehearse_network(network, z, settings):
-    """The shape of what the network makes of z; raise where it fails or the memory will not do."""
+    """The shape of what the network makes of z; raise if the network fails or the memory will not suffice."""
     try:
         output, kept = dry_pass(network, z.shape, settings.precision)
     except (RuntimeError, TypeError):
-        # It needs numbers, or has a tensor that is no parameter of it: try it for real.
+        # It reads numbers, or uses a tensor that is not a parameter: try it for real.
         trial = placed("network", network, settings.device, settings.precision)
         output, kept = _attempt("network", trial, z[None].to(settings.device, settings.precision)), None
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -167,7 +167,7 @@ def _rehearse_network(network, z, settings):
 
 
 def move(module, device, dtype):
-    """Move a module's tensors to a device and a dtype, complex ones to the complex dtype of no fewer bits."""
+    """Move a module's tensors to a device and a dtype, complex ones to a complex dtype of no fewer bits."""
 
     def moved(tensor):
         if tensor.is_complex():
@@ -179,7 +179,7 @@ def move(module, device, dtype):
 
 
 def placed(name, function, device, dtype):
-    """A copy of a module with its tensors where the fit is; a plain function as it is."""
+    """A copy of a module with its tensors on the device of the fit; a plain function as it is."""
     if not isinstance(function, nn.Module):
         return function
     try:
@@ -193,7 +193,7 @@ def placed(name, function, device, dtype):
 
 
 def _attempt(name, function, *arguments):
-    """Call one of the user's functions as the fit will; where it fails, say on what."""
+    """Call one of the user's functions as the fit will; if it fails, say on what."""
     try:
         return function(*arguments)
     except TypeError as error:

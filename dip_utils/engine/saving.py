@@ -1,4 +1,4 @@
-"""A run as a file: written whole or not at all, read without running code."""
+"""Saving and loading a run: written whole or not at all, read without running code."""
 
 import os
 
@@ -16,7 +16,7 @@ def save(fields, path):
     content = {"format": FILE_FORMAT}
     for name, value in fields.items():
         value = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        # Of a view, what it shows.
+        # A view would be saved with all that it is a view of.
         content[name] = value.clone() if isinstance(value, torch.Tensor) else value
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -40,7 +40,7 @@ def load(path):
             raise KeyError("format")
     except OSError:
         raise
-    # Reading another file, the unpickler raises anything.
+    # On a foreign file the unpickler may raise anything.
     except Exception as error:
         raise ValueError(f"path: got {str(path)!r}, truncated, or not a run that this version has saved") from error
     return content

@@ -1,8 +1,8 @@
 """One step of a fit: noise on z, forward, loss, gradient, Adam, and what is recorded.
 
-A step updates the weights with the gradient at hand and then computes output,
-loss and the next gradient. So at any moment loss, output and average are those
-of the weights as they are, and nothing is left to compute when a run ends.
+A step first updates the weights with the gradient that it finds, then computes
+output, loss and the next gradient. So loss, output and average always belong to the
+current weights, and nothing is left to compute when a run ends.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ AVERAGE_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class Settings:
-    """What a fit computes with: all but the network and the images."""
+    """The settings of a fit: everything but the network and the images."""
 
     operator: Callable | None
     loss: Callable
@@ -55,23 +55,23 @@ class Settings:
 
     @property
     def exact(self):
-        """The dtype of weights, output and loss; the activations alone may be of fewer bits."""
+        """The dtype of weights, output and loss; only the activations may have fewer bits."""
         return torch.promote_types(self.precision, torch.float32)
 
     def placed(self):
-        """Copies of operator, loss and regularizer, their tensors where the fit is."""
+        """Copies of operator, loss and regularizer, with their tensors on the device of the fit."""
         names = ("operator", "loss", "regularizer")
         return [placed(name, getattr(self, name), self.device, self.exact) for name in names]
 
     def rates(self):
-        """What may differ in a run that goes on, and is said then."""
-        # Plain numbers: those of NumPy would not come back from a file.
+        """What may differ when a run is continued, and is then reported."""
+        # Plain numbers: a saved run could not hold NumPy's.
         return {name: float(getattr(self, name)) for name in ("learning_rate", "input_noise")}
 
 
 @contextlib.contextmanager
 def lent(network, settings):
-    """The network where the fit is, in its faster forms; at the end on the CPU in float32, without gradients.
+    """The network on the device of the fit, in its faster forms; at the end on the CPU in float32, without gradients.
 
     Yields the parameters that have no effect meanwhile.
     """
@@ -97,13 +97,13 @@ class HeldOutPixels:
         seen = torch.ones(pixels, dtype=torch.bool, device=target.device)
         seen[self.places] = False
         self.seen, self.share_seen = seen.view(target.shape[2:]), 1 - len(self.places) / pixels
-        # What stands in for the pixels that are left out adds this: 0 for a squared error, not for every loss.
+        # The loss of a perfect copy of the pixels left out: 0 for a squared error, not for every loss.
         self.of_hidden = (1 - self.share_seen) * loss(self.hidden, self.hidden).detach()
         self.least, self.step = target.new_full((), math.inf), target.new_full((), -1)
         self.chosen = torch.zeros_like(output)
 
     def loss(self, made):
-        """The loss over the pixels that may be fitted: at the others the target stands in, without a gradient."""
+        """The loss over the pixels that may be fitted: the target replaces the others, which so have no gradient."""
         whole = self.loss_function(torch.where(self.seen, made, self.target), self.target)
         return (whole - self.of_hidden) / self.share_seen
 
@@ -112,16 +112,16 @@ class HeldOutPixels:
         return self.loss_function(in_a_row(made, self.places), self.hidden)
 
     def choose(self, loss, average, step):
-        """Take the average of this step where its held-out loss is the least so far."""
+        """Take the average of this step if its held-out loss is the lowest so far."""
         better = (loss < self.least) & (step >= self.stop.first)
         if self.stop.patience is not None:
-            # What comes between the end of patience and the next look is too late.
+            # What comes after patience has ended, before the next look, is too late.
             better &= (self.step < 0) | (step - self.step <= self.stop.patience)
         for kept, new in ((self.least, loss), (self.step, step), (self.chosen, average)):
             kept.copy_(torch.where(better, new, kept))
 
     def has_lost_patience(self, step):
-        """Whether nothing better was found for long. Waits for the device."""
+        """Whether nothing better was found for too long. Waits for the device."""
         return self.stop.patience is not None and bool(0 <= self.step.item() < step - self.stop.patience)
 
     def state(self):
@@ -138,7 +138,7 @@ class Problem:
         self.operator, self.loss_function, self.regularizer = settings.placed()
         self.z, self.target = z[None].to(device), target[None].to(device, self.exact)
         self.reference = None if reference is None else reference[None].to(device, self.exact)
-        # The meta device, of the tests' dry steps, has no generator of its own.
+        # The meta device, on which tests take dry steps, has no generator of its own.
         self.generator = seeded(settings.seed, device="cpu" if device.type == "meta" else device)
         self.weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
         self._prepare_adam()
@@ -153,7 +153,7 @@ class Problem:
         self.curves += ["error", "average_error"] * (reference is not None) + ["held_out"] * (settings.stop is not None)
         traced = torch.randperm(self.output.numel(), generator=seeded(0, "trace"), device="cpu")[: settings.trace]
         self.traced = traced.to(device)
-        # The untrained network's among them.
+        # One more than steps: the first is the untrained network's.
         self.records = self.output.new_full((len(self.curves), steps + 1), math.nan)
         self.trace = self.output.new_full((steps + 1, len(self.traced)), math.nan)
         innermost = self.z.ndim == 4 and takes_channels_last(network, device, settings.precision)
@@ -163,10 +163,10 @@ class Problem:
     def _prepare_adam(self):
         self.optimizer = torch.optim.Adam(self.weights.values(), lr=self.settings.learning_rate, fused=True)
         for weight in self.weights.values():
-            # In place from here on: a graph knows tensors by their addresses.
+            # Written in place from here on: a graph knows tensors by their addresses.
             weight.grad = torch.zeros_like(weight)
             self.optimizer.state[weight] = {
-                # Of this dtype whatever the default is: Adam on CUDA takes no other.
+                # Adam on CUDA takes no other dtype, whatever the default is.
                 "step": torch.zeros((), dtype=torch.float32, device=weight.device),
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
@@ -177,10 +177,10 @@ class Problem:
     def use(self, precision):
         """Compute the activations in this dtype from here on."""
         self.precision = precision
-        # A gradient of the mean over N numbers is of the order 1/N, below what float16 can hold.
+        # The gradients of a mean over N numbers are of order 1/N, too small for float16.
         bits = min(15, int(math.log2(self.target.numel())) - 4)
         self.loss_scale = 2.0**bits if precision == torch.float16 else 1.0
-        # Batch norms take images of fewer bits as they are.
+        # The weights of batch norms stay exact, whatever the dtype of the image.
         norms = [layer for layer in self.network.modules() if isinstance(layer, BATCH_NORMS)]
         as_they_are = self.idle | {weight for norm in norms for weight in norm.parameters()}
         self.rounded = {
@@ -192,19 +192,19 @@ class Problem:
     # --- the mathematics
 
     def step(self):
-        """One update of the weights, and what comes of it."""
+        """Update the weights, and evaluate them."""
         self.optimizer.step()
         self.count += 1
         self.evaluate()
 
     def evaluate(self):
-        """Output, loss and gradient of the weights as they are; all of it is recorded."""
+        """Compute and record output, loss and gradient of the current weights."""
         output, loss = self.differentiate()
         with torch.no_grad():
             self.record(output, loss)
 
     def differentiate(self):
-        """The gradient of the weights as they are; return output and loss."""
+        """Compute the gradient of the current weights; return output and loss."""
         output = self.generate(self.draw_input())
         loss = self.loss(output)
         objective = loss if self.regularizer is None else loss + self.regularizer(output)
@@ -218,25 +218,25 @@ class Problem:
         """The input of this step, z + n: a copy, which the network may overwrite."""
         x = self.z
         if self.settings.input_noise:
-            # Filled in contiguous order: on the CPU a channels-last tensor is filled by one thread.
+            # Drawn in contiguous order: on the CPU a channels-last tensor is filled by a single thread.
             noise = torch.empty_like(x).normal_(generator=self.generator)
             x = noise.mul_(self.settings.input_noise).add_(x)
         return x.to(self.precision, copy=True, memory_format=self.layout)
 
     def generate(self, x):
         """The output for an input, f_θ(x)."""
-        # The weights stay exact: they are rounded for the product only, lest Adam's small steps be lost.
+        # Weights are rounded for the product only: in fewer bits Adam's small steps would be lost.
         if self.rounded:
             rounded = Round.apply(self.precision, *self.rounded.values())
             rounded = dict(zip(self.rounded, rounded, strict=True))
             output = functional_call(self.network, rounded, (x,), tie_weights=False)
         else:
             output = self.network(x)
-        # As the user's operators and losses expect it, with or without channels-last.
+        # The user's operators and losses expect it contiguous.
         return output.to(self.exact, memory_format=torch.contiguous_format)
 
     def made(self, output):
-        """What is compared with the target, d(output)."""
+        """What is compared with the target: d(output)."""
         return output if self.operator is None else self.operator(output).to(self.exact)
 
     def loss(self, output):
@@ -245,7 +245,7 @@ class Problem:
         return self.loss_function(made, self.target) if self.hold_out is None else self.hold_out.loss(made)
 
     def record(self, output, loss):
-        """Bring average, curves, trace and the choice of the hold-out up to this step."""
+        """Bring average, curves, trace and the choice of hold-out up to date."""
         self.output.copy_(output)
         self.average.lerp_(self.output, (1 / (self.count + 1)).clamp(min=AVERAGE_WEIGHT).to(self.exact))
         values = [loss]
@@ -262,14 +262,14 @@ class Problem:
 
     def state(self):
         """The tensors that a step changes and the next one needs, by name."""
-        # Batch norms may keep statistics in buffers.
+        # Buffers too: batch norms may keep statistics there.
         tensors = (*self.network.named_parameters(), *self.network.named_buffers())
         state = {"output": self.output, "average": self.average}
         state |= {f"network.{name}": tensor.detach() for name, tensor in tensors}
         for name, weight in self.weights.items():
             moments = self.optimizer.state[weight]
             if weight not in self.idle:
-                # Those of the others stay 0.
+                # The others' stay 0.
                 state[f"gradient.{name}"] = weight.grad
             state |= {f"mean.{name}": moments["exp_avg"], f"square.{name}": moments["exp_avg_sq"]}
         if self.hold_out is not None:
@@ -277,7 +277,7 @@ class Problem:
         return state
 
     def restore(self, saved, step):
-        """Take up copies of the tensors of `state` as they were at a step."""
+        """Go back to copies of the tensors of `state`, as they were at a step."""
         for name, tensor in self.state().items():
             if name in saved:
                 tensor.copy_(saved[name])
@@ -286,13 +286,13 @@ class Problem:
             moments["step"].fill_(step)
 
     def resume(self, run):
-        """Go on where a run has ended, on this device or another."""
+        """Go on where a run has ended, on the same device or another."""
         saved = run.state | {"output": run.output[None], "average": run.average[None]}
         if run.chosen is not None:
             saved["chosen"] = run.chosen[None]
         self.restore(saved, run.steps)
         if self.hold_out is not None and self.hold_out.step >= 0:
-            # The run may go on with another loss or operator.
+            # The run may be continued with another loss or operator.
             self.hold_out.least.copy_(self.hold_out.held_out_loss(self.made(self.hold_out.chosen)))
         if saved["generator"].shape == self.generator.get_state().shape:
             self.generator.set_state(saved["generator"])
@@ -303,13 +303,13 @@ class Problem:
         if run.trace is not None and run.trace.shape[1] == len(self.traced):
             self.trace[known] = run.trace.to(self.trace)
         self.trace[run.steps] = self.output.flatten()[self.traced]
-        # Where the run had no reference, its last entry is known all the same.
+        # If the run had no reference, at least its last entry is known.
         for name, image in (("error", self.output), ("average_error", self.average)):
             if name in self.curves:
                 self.records[self.curves.index(name), run.steps] = (image - self.reference).square().mean()
 
     def saved_state(self, step):
-        """On the CPU, what a run needs to go on and does not hold elsewhere."""
+        """What a run needs to be continued and does not hold elsewhere, on the CPU."""
         saved = {n: t.cpu().clone() for n, t in self.state().items() if n not in ("output", "average", "chosen")}
         known = self.records[:, : step + 1].cpu()
         saved |= {f"record.{name}": row.clone() for name, row in zip(self.curves, known, strict=True)}

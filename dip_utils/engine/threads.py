@@ -1,10 +1,9 @@
 """CPU: how many threads take a step.
 
-The threads of a step wait for each other hundreds of times. Where other programs
-are busy, one of them is always late, and a small step takes several times as long
-as with one thread alone. It can be seen: threads that wait for one that is not there
-get less of the processors' time than they could use. Then some steps are taken
-with fewer threads, and the faster number stays.
+The threads of a step wait for each other hundreds of times. If other programs are
+busy, one of them is always late, and a small step takes several times as long as
+with a single thread. This shows: threads that wait get less processor time than they
+could use. Then a few steps are taken with fewer threads, and the faster number stays.
 """
 
 import threading
@@ -12,27 +11,27 @@ import time
 
 import torch
 
-#: From this share of its processors' time on, a step had all of them.
+#: Share of its processors' time from which a step counts as undisturbed.
 WHOLE = 0.9
-#: Steps with another number of threads, the first of which sets them up; the fastest of the others counts.
+#: Steps with another number of threads. The first sets them up; the fastest of the others counts.
 TRIAL = 3
-#: Steps until a trial, and at most between two; the pauses double while nothing better is found.
+#: Steps before the first trial, and at most between two: pauses double while nothing better is found.
 FIRST, LONGEST = 4, 256
-#: A number of threads is taken where its steps need less than this share of the time.
+#: A number of threads is adopted if its steps take less than this share of the time.
 BETTER = 0.9
-#: Another fit of the process leaves the number alone meanwhile; one inside a step may have it.
+#: Meanwhile other fits of the process leave the number alone, but for one inside a step.
 _LOCK = threading.RLock()
 
 
 def use(number):
-    """Let PyTorch use so many threads."""
-    # When told it forgets its prepared convolutions, even where nothing changes: a tenth of a small step.
+    """Let PyTorch use this many threads."""
+    # Setting it drops PyTorch's prepared convolutions, even if nothing changes: a tenth of a small step.
     if number != torch.get_num_threads():
         torch.set_num_threads(number)
 
 
 class Threads:
-    """Takes steps with all threads of PyTorch, with half of them, a quarter, …, whatever is fastest just now."""
+    """Takes steps with all threads of PyTorch, half of them, a quarter, …: whatever is fastest just now."""
 
     def __init__(self):
         with _LOCK:
@@ -57,7 +56,7 @@ class Threads:
     def _learn(self, seconds, whole):
         self.times.append(seconds)
         if self.tried is None and whole:
-            # Nothing is to be gained.
+            # There is nothing to gain.
             self.times.clear()
         elif self.tried is None and len(self.times) >= self.pause:
             self.usual, self.tried = min(self.times[-TRIAL:]), self._other()
@@ -69,7 +68,7 @@ class Threads:
             self.times.clear()
 
     def _other(self):
-        """Half as many threads and twice as many, in turn, where there are."""
+        """Half as many threads and twice as many, in turn, if possible."""
         down = self.number > 1 and (self.down or self.number == self.most)
         self.down = not down
         return max(1, self.number // 2) if down else min(self.most, 2 * self.number)

@@ -1,4 +1,4 @@
-"""A run may be watched, and ■ ends it between two steps."""
+"""Watching a run, and ending it with ■ between two steps."""
 
 import contextlib
 import signal
@@ -18,7 +18,7 @@ class Watcher:
         self.watch, self.presses, self.pace, self.shown = watch, presses, Pace(WATCH_SHARE), time.perf_counter()
 
     def is_due(self):
-        """Whether the last call is long enough ago, and the share of time not used up."""
+        """Whether the last call is long enough ago, and some of its share of the time is left."""
         return self.watch is not None and time.perf_counter() - self.shown > 0.5 and self.pace.is_due()
 
     def show(self, run):
@@ -29,7 +29,7 @@ class Watcher:
             try:
                 self.watch(run)
             except KeyboardInterrupt:
-                # The second press of ■; or the watch's own, which ends the fit as a first one does.
+                # Either the second press of ■, or the watch's own, which ends the fit as a first press does.
                 if len(self.presses) > 1 and run.running:
                     raise
                 self.presses.append(True)

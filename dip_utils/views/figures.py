@@ -1,7 +1,7 @@
-"""What stands still: film strips, curves, comparisons with a zoom, tables, verdicts.
+"""Static views: film strips, curves, comparisons with a zoom, tables, verdicts.
 
-One look for all notebooks: a name has the same colour and the same dashes
-everywhere (Okabe and Ito's colours, told apart with any colour vision).
+One look for all notebooks: a name has the same colour and dashes everywhere (Okabe
+and Ito's colours, which can be told apart with any colour vision).
 """
 
 import textwrap
@@ -36,23 +36,23 @@ SPARE_STYLES = (
 )
 GREY = "#767676"
 WIDTH = 10.0
-#: Letters of a caption in an inch.
+#: Letters of a caption to an inch.
 LETTERS = 13
-#: In a table of a notebook, before a measured integer: a character without width.
+#: Marks a measured integer in a notebook's table: a character without width.
 UNSEEN = "\u2060"
-#: How the line begins in which a verdict fails.
+#: The beginning of a verdict that fails.
 NOT_SHOWN = "NOT shown by this run"
-#: Height over width of a signal; and the least and the most of an image's place.
+#: Height over width: of a signal, and at least and at most of the place of an image.
 SIGNAL, FLAT, TALL = 0.5, 0.35, 3
 
 
 def new_figure(height, dpi=150):
-    """A figure of our width outside of pyplot's global state."""
+    """A figure of our width, outside of pyplot's global state."""
     return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
 
 
 def plain(text):
-    """A text that matplotlib shows as it is: no mathematics between dollars, no name hidden for its first letter."""
+    """A text that matplotlib shows as it is: $ is no mathematics, and a leading _ does not hide a label."""
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
@@ -62,7 +62,7 @@ def in_lines(text, inches):
 
 
 def set_title(axes, title, fontsize):
-    """A title in lines no longer than the place of the axes is wide."""
+    """A title, in lines no longer than the axes are wide."""
     place = axes.get_subplotspec()
     ratios = place.get_gridspec().get_width_ratios()
     share = ratios[place.colspan.start] / sum(ratios)
@@ -85,7 +85,7 @@ def draw_image(axes, image, caption):
 
 
 def draw_curves(axes, curves, *, names=None, log=False):
-    """Curves over the steps; a name's place among `names`, 16 at most, gives it a style where it has none."""
+    """Curves over the steps. A name without a style of its own gets one by its place among `names`, 16 at most."""
     names, spare = list(names or curves), len(SPARE_STYLES)
     for name, curve in curves.items():
         turn, place = divmod(names.index(name), spare)
@@ -98,7 +98,7 @@ def draw_curves(axes, curves, *, names=None, log=False):
 
 
 def style_axes(axes, xlabel, ylabel, title=""):
-    """Axes with the two lines that carry numbers, and a light grid."""
+    """Axes with a light grid, and without the lines at top and right."""
     axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
     set_title(axes, title, fontsize=10)
     axes.grid(True, color="#E5E5E5", linewidth=0.6)
@@ -115,8 +115,8 @@ def add_legend(figure, grid):
 def draw_grid(rows, columns, dpi=96):
     """A figure of rows of captions and images, and the grid of its axes.
 
-    Curves are small files at any number of pixels; pictures of noise are not, and
-    take as many as they are wide on the page.
+    Pictures of noise make large files, so these figures have no more pixels than they
+    take on the page; figures of curves may have more.
     """
     width = WIDTH / columns
     # Heights over widths.
@@ -134,7 +134,7 @@ def draw_grid(rows, columns, dpi=96):
 
 
 def by_name(argument, things):
-    """A dict of things with their names as text, or an error."""
+    """A dict with its names as text, or an error."""
     if not isinstance(things, dict):
         raise TypeError(f"{argument}: got {type(things).__name__}; wants a dict, each under its name")
     if not things:
@@ -152,7 +152,7 @@ def runs_by_name(runs):
 
 
 def in_rows(images, columns, signal):
-    """Rows of captions and images, or an error that names the image that is none."""
+    """Rows of captions and images, or an error that names what is not an image."""
     pairs = [(name, check_image(name, image, bounded=False, signal=signal)) for name, image in images.items()]
     return [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
 
@@ -169,14 +169,14 @@ def show_images(images, *, columns=None):
     """Images side by side, each under its name, at most `columns` in a row.
 
     `images` is a dict of tensors (C, H, W): three channels are red, green and blue,
-    any other number is shown as its mean in grey. Of a signal (C, T) each channel
-    is a curve.
+    any other number of them is shown as its mean, in grey. Each channel of a signal
+    (C, T) is a curve.
     """
     show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(map(str, images)))
 
 
 def check_kept(runs, steps):
-    """Return steps as a tuple, or raise: a run may not have reached them, but those that it has, it must have kept."""
+    """Return steps as a tuple, or raise: those that a run has reached, it must have kept."""
     steps = check_several("steps", steps, "some steps, for example (0, 100)")
     for step in steps:
         check_integer("steps", step, 0)
@@ -213,7 +213,7 @@ def film_strip(runs, steps, *, last="target"):
     for run in runs.values():
         captions = [f"step {step}" if step in run.kept else f"stopped at {run.steps}" for step in steps] + [last]
         pictures = [run.kept.get(step, run.output) for step in steps] + [getattr(run, last)]
-        # What stands above already is not said again.
+        # A caption that already stands above is not repeated.
         said = ["" if caption == other else caption for caption, other in zip(captions, above, strict=True)]
         rows.append(list(zip(said, pictures, strict=True)))
         above = captions
@@ -248,7 +248,7 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
         check_number("levels", level)
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        # Behind the last panel, where no curve can be.
+        # To the right of the last panel, where there is no curve.
         place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
         grid[-1].annotate(plain(name), (1, level), (3, 0), fontsize=8, color=GREY, **place)
     if minimum is not None:
@@ -260,9 +260,9 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
 
 
 def plot_spectra(runs, steps):
-    """The power spectra of the outputs at kept steps, the later the darker, the target's in black.
+    """The power spectra of outputs at kept steps, the later the darker, and the target's in black.
 
-    A panel for each run in a dict, its target of the size of its outputs, 32 pixels at least.
+    A panel for each run in a dict. Target and output have one size, 32 pixels at least.
     """
     runs = runs_by_name(runs)
     steps = check_kept(runs, steps)
@@ -287,23 +287,23 @@ def plot_spectra(runs, steps):
 
 
 def plot_stopping(run):
-    """PSNR of a run over the steps; below it the held-out loss, which has to do without the reference, and its choice.
+    """PSNR over the steps of a run; below it the held-out loss, which does not know the reference, and its choice.
 
-    Of a run of `fit` with a reference and with hold-out.
+    The run has a reference and hold-out.
     """
     (run,) = runs_by_name({"run": run}).values()
     if run.average_psnr is None or run.held_out is None:
         raise ValueError("run: got one without reference or hold-out; wants one of fit(..., reference=…, stop=…)")
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
-    # A run that went on with a reference has no PSNR of its first steps.
+    # A run may have been given a reference only when it was continued.
     best = int(np.nanargmax(run.average_psnr))
     top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="output")
     top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
     top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
     top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, run.average_psnr[best] + 0.7)
     curve, colour, step = run.held_out.copy(), "#D55E00", run.chosen_step
-    # The first outputs say nothing, and would take the room.
+    # The first values say nothing, and would take up the scale.
     curve[: min(100, len(curve) // 10)] = np.nan
     # Losses may be negative.
     relative = np.nanmin(curve) > 0
@@ -324,7 +324,7 @@ def plot_stopping(run):
 
 
 def compare(images, zoom):
-    """Images side by side, and below each a part of it, enlarged pixel by pixel.
+    """Images side by side, and below each an enlarged part of it.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def compare(images, zoom):
         All of one size, by their captions.
     zoom : tuple of float
         Top, left, height and width of that part, as shares of the image's height
-        and width.
+        or width.
     """
     images = by_name("images", images)
     (whole,) = in_rows(images, len(images), signal=False)
@@ -359,7 +359,7 @@ def compare(images, zoom):
 
 
 def plot_kernel(downsampler):
-    """The weights of a `LanczosDownsampler` on top of the kernel L(t), t in coarse pixels, that they sample."""
+    """The weights of a `LanczosDownsampler`, and the kernel L(t) that they sample, t in coarse pixels."""
     kernel, factor = downsampler.kernel, downsampler.factor
     taps = len(kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor
@@ -381,12 +381,12 @@ def plot_kernel(downsampler):
 
 
 def show_table(rows):
-    """A table, a dict for each row, under the cell; in a script, as aligned text.
+    """A table from a dict for each row: under the cell, or in a script as aligned text.
 
-    Floats have three digits below 1, else two. They are measurements: the test of
-    the notebooks lets them change, and compares all else exactly. An integer that
-    may change, as the step that a criterion chose, is handed over as text with a
-    mark, "≈871", which the reader does not see. None is a dash.
+    Floats are shown with three digits below 1, else with two. They are measurements:
+    the test of the notebooks lets them change, and compares everything else exactly. An
+    integer that may change, such as a step that a criterion chose, is given as text
+    with a mark, "≈871", which the reader does not see. None is shown as a dash.
     """
     rows = check_several("rows", rows, "a list of dicts")
     if not all(isinstance(row, dict) for row in rows):
@@ -397,7 +397,7 @@ def show_table(rows):
     def cell(value):
         if isinstance(value, Real) and not isinstance(value, Integral):
             digits = 3 if abs(value) < 1 else 2
-            # Without the sign of a zero.
+            # No minus sign in front of a zero.
             return f"{round(value, digits) + 0.0:.{digits}f}"
         text = "–" if value is None else str(value)
         return text.replace("≈", UNSEEN).replace("|", r"\|") if in_notebook() else text.replace("≈", "")
@@ -415,10 +415,10 @@ def show_table(rows):
 
 
 def verdict(sentence, holds, runs=()):
-    """Print a claim, and whether it holds; nothing is raised, what follows in a notebook is run all the same.
+    """Print a claim, and whether it holds. Nothing is raised: the rest of a notebook is run all the same.
 
-    Where one of the `runs` that it was measured on, a list, was stopped by hand,
-    there is no verdict.
+    There is no verdict if one of `runs`, a list of those that it was measured on, was
+    stopped by hand.
     """
     if isinstance(runs, Fit | dict):
         raise TypeError(f"runs: got {type(runs).__name__}; wants a list of runs")

@@ -1,4 +1,4 @@
-"""What moves: the live plot of a fit."""
+"""The live plot of a fit."""
 
 import html
 import sys
@@ -10,16 +10,15 @@ from ..engine.machine import Pace
 from .figures import draw_curves, draw_image, new_figure, style_axes
 from .page import bundle, cell_number, in_notebook
 
-#: Less of the time than `fit` allows its watch: the words, and the ear for the stop button, stay prompt.
+#: Less than `fit` allows its watch, so that text and stop button stay prompt.
 DRAWING_SHARE = 0.015
 
 
 class LivePlot:
     """Loss, PSNR and the current output while a fit runs; one plot for one or several fits.
 
-    When the fit ends a static picture remains, which every viewer shows. In a
-    script there is a line of progress instead. It takes a name for each of several
-    fits, in their order.
+    When the fit ends a static picture remains, which every viewer shows. A script has
+    a line of progress instead. For several fits give their names, in order.
 
     Examples
     --------
@@ -51,10 +50,10 @@ class LivePlot:
         if not in_notebook():
             print(f"\r{progress:79}", end="" if run.running else "\n", file=sys.stderr, flush=True)
             return
-        # A fit in a later cell: what an earlier one shows may be gone, and stays as it is.
+        # A new fit in another cell: what was shown under an earlier one stays, or is gone.
         if self.runs.get(name) is not run and self.cell != cell_number():
             self.cell, self.handle = cell_number(), DisplayHandle()
-            # What nbval compares is what is displayed first; it takes no note of updates.
+            # nbval compares only this: it takes no note of updates.
             self.handle.display({"text/plain": self.text}, raw=True)
         self.runs[name] = run
         if not run.running or self.pace.is_due():
@@ -68,7 +67,7 @@ class LivePlot:
             f'<img width="{self.metadata["image/png"]["width"]}" alt="{html.escape(self.text[1:-1])}" '
             f'src="data:image/png;base64,{self.picture["image/png"]}">'
         )
-        # The metadata are for who runs notebooks without looking: `run_all.py` prints them.
+        # `run_all.py`, which runs notebooks unseen, prints this.
         self.handle.update({"text/html": page, "text/plain": self.text}, raw=True, metadata={"progress": progress})
 
     def _draw(self, name, run):

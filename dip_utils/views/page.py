@@ -1,4 +1,4 @@
-"""Where things appear: under the cell of a notebook; in a script on the terminal and in files.
+"""Where views appear: under the cell of a notebook, or, in a script, on the terminal and in files.
 
 The only place that tells the two apart.
 """
@@ -14,13 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..engine.machine import say
 
-#: What a script shows is numbered from 1 in this folder, as it comes.
+#: A script's figures are numbered from 1 in this folder, in order.
 FOLDER = Path("figures")
 NUMBERS = itertools.count(1)
 
 
 def in_notebook():
-    """Whether the kernel of a notebook runs this; IPython in a terminal counts as a script."""
+    """Whether a notebook's kernel runs this; IPython in a terminal counts as a script."""
     return getattr(get_ipython(), "kernel", None) is not None
 
 
@@ -30,7 +30,7 @@ def cell_number():
 
 
 def write(name, content):
-    """Write what a notebook would show to a file of its own, and say where."""
+    """Write what a notebook would show to a new file, and say where."""
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{next(NUMBERS):02}_{name}"
     path.write_bytes(content)
@@ -45,10 +45,10 @@ def png(figure):
 
 
 def bundle(figure, text, description):
-    """What the notebook is given to show: data and metadata.
+    """Data and metadata of a figure, as a notebook displays them.
 
-    The picture has more pixels than it is wide on the page, to be crisp on a
-    screen with small pixels too.
+    The picture may have more pixels than it takes on the page, to be crisp on
+    high-resolution screens.
     """
     data = {"image/png": base64.b64encode(png(figure)).decode(), "text/plain": text}
     metadata = {"image/png": {"width": round(figure.get_figwidth() * 96), "alt": description}}
@@ -56,7 +56,7 @@ def bundle(figure, text, description):
 
 
 def show(figure, name, description):
-    """Show a figure under the cell, with its description for those who do not see it; in a script, write a file."""
+    """Show a figure under the cell, with a description for those who cannot see it; in a script, write a file."""
     if not in_notebook():
         return write(f"{name}.png", png(figure))
     width, height = figure.get_size_inches()

@@ -1,7 +1,7 @@
-"""Panels that need a live kernel: turn a knob, or try an image of your own.
+"""Panels that need a live kernel: move a control, or try an image of your own.
 
-Nothing depends on them. In the saved notebook the picture of their first state
-stands in their place. Core widgets of ipywidgets 7.7 and above.
+Nothing depends on them. A saved notebook has a picture of their first state in their
+place. They use the core widgets of ipywidgets 7.7 and above.
 """
 
 import html
@@ -36,7 +36,7 @@ def bold(error):
 
 
 def show_panel(box, figure, name):
-    """Show a widget, and where there is no kernel a picture of its first state in its place."""
+    """Show a widget, and if there is no kernel a picture of its first state in its place."""
     description = "First state of a panel that needs a kernel"
     if not in_notebook():
         say("A panel needs a notebook; this is a picture of its first state.")
@@ -49,7 +49,7 @@ def show_panel(box, figure, name):
 def explore(function, **controls):
     """Redraw the images that a function makes whenever one of its controls, ipywidgets, is moved.
 
-    It takes the values of the controls by name and returns a dict of tensors (C, H, W).
+    The function takes the values of the controls by name and returns a dict of tensors (C, H, W).
     """
     check_function("function", function)
     for name, control in controls.items():
@@ -64,7 +64,7 @@ def explore(function, **controls):
         try:
             picture.value = png(draw())
             message.value = ""
-        # Of a user's function anything may come.
+        # A user's function may raise anything.
         except Exception as error:
             message.value = bold(error)
 
@@ -73,7 +73,7 @@ def explore(function, **controls):
         control.observe(redraw, "value")
     figure = draw()
     picture.value = png(figure)
-    # Without a kernel no control tells.
+    # Without a kernel the controls are not shown.
     state = ", ".join(f"{control.description} {control.value}" for control in controls.values())
     figure.suptitle(plain(in_lines(state, WIDTH)), fontsize=9)
     show_panel(ipywidgets.VBox([*controls.values(), message, picture]), figure, ", ".join(controls))
@@ -83,9 +83,9 @@ class OwnImagePanel:
     """Upload an image or name its path, fit to it, stop, save the result.
 
     `try_it` takes an image (C, H, W), the number of steps and a `watch` for `fit`,
-    and returns the Fit. Its target may be smaller than its output, and it needs no
-    reference: to enlarge a picture of which there is no large one. The panel begins
-    with this image (C, H, W) and this number of steps.
+    and returns the Fit. It needs no reference, and its target may be smaller than its
+    output, as for enlarging a small picture. The panel starts with the given image
+    (C, H, W) and number of steps.
     """
 
     def __init__(self, try_it, image, *, steps):
@@ -113,7 +113,7 @@ class OwnImagePanel:
         show_panel(self.box, self._show_image(), "your own image")
 
     def _show_image(self):
-        """The image, as large as it will be beside the result; return the figure."""
+        """Show the image, as large as beside the result; return the figure."""
         figure = draw_images({"your image": self.image}, columns=2)
         words = "press start (with a live kernel),\nand the result appears here"
         figure.text(0.75, 0.5, words, ha="center", color=GREY)
@@ -144,7 +144,7 @@ class OwnImagePanel:
         self._show_image()
 
     def _start(self, _):
-        """Fit in a thread of its own, so that the stop button is heard."""
+        """Fit in another thread, so that the stop button works."""
         if self.start.disabled:
             return
         self.stopping.clear()

@@ -1,4 +1,4 @@
-"""The slider over kept images: plain HTML, alive without a kernel."""
+"""The slider over kept images: plain HTML, which works without a kernel."""
 
 import base64
 import hashlib
@@ -14,13 +14,13 @@ from ..metrics import psnr
 from .figures import check_beside, check_shares, runs_by_name
 from .page import in_notebook, write
 
-#: JPEG qualities for the frames of a slider: the first that keeps it below the limit.
+#: JPEG qualities for the frames of a slider; the first that keeps it below the limit is taken.
 QUALITIES = (90, 80, 65, 50, 35)
 LARGEST_SLIDER = 1_000_000
 
-# It makes sliders of all contact sheets that are none yet: when it runs, its own
-# may not be in the document, or be there twice. Of a sheet that is not trusted
-# Jupyter takes the data attributes, so that it stays one.
+# The script turns all contact sheets into sliders that are none yet: when it runs,
+# its own may be missing from the document, or be there twice. Jupyter removes the data
+# attributes of sheets that are not trusted, and so they stay sheets.
 SCRIPT = """
 setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").forEach(root => {
   root.dataset.ready = 1;
@@ -51,7 +51,7 @@ setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").fo
 
 
 def _part(image, shares, centre):
-    """A part of an image; its size and its middle are given in shares of the sides."""
+    """A part of an image, with its size and its middle as shares of the sides."""
     sides = image.shape[1:]
     size = [max(1, round(share * side)) for share, side in zip(shares, sides, strict=True)]
     top, left = (
@@ -79,8 +79,8 @@ def _frame(image, name, caption, zoom, quality):
 def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     """A slider over the kept images of up to four runs; it works without a kernel.
 
-    Where scripts do not run the same images stand one under the other as a
-    contact sheet. A script is given the page as a file.
+    If JavaScript does not run, the same images stand below each other as a contact
+    sheet. A Python script writes the page to a file.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     beside : {"target", "reference"}
         What stands above the outputs.
     centre : tuple of float
-        Of an output with a side of more than 256 pixels, 200 with four runs, only
-        a part is shown, pixel for pixel: its middle, as shares of height and width.
+        If an output has a side of more than 256 pixels (200 with four runs), only a
+        part is shown, pixel for pixel: its middle, as shares of height and width.
     """
     runs = runs_by_name(runs)
     if len(runs) > 4:
