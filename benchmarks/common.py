@@ -1,4 +1,4 @@
-"""What several benchmarks need: cases, a line of progress, runs and tables that survive a stop, own processes."""
+"""Shared by the benchmarks: cases, progress, runs and tables that survive a stop, processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ RESULTS = ROOT / "results"
 SIGMA = 25 / 255
 NETWORKS = {"net 1": dip.PARAMETRIZATION, "net 2": dip.RESTORATION}
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
-#: A long run is saved whenever it has done so many steps more.
+#: A long run is saved each time it has done this many more steps.
 PIECE = 200
 
 
@@ -45,7 +45,7 @@ def by_strength(clean, noisy, method):
 class Progress:
     """Watches a fit and prints a line every 20 seconds.
 
-    `total` is the number of steps of the whole run where it is fitted in pieces.
+    `total` is the number of steps of the whole run if it is fitted in pieces.
     """
 
     def __init__(self, name, total=None):
@@ -63,7 +63,7 @@ class Progress:
 
 
 def complete(run):
-    """The run; the end of the benchmark where it was stopped by hand or has diverged, which is no result."""
+    """Return the run; end the benchmark if it was stopped by hand or has diverged, which is no result."""
     if run.interrupted or run.diverged:
         why = "diverged" if run.diverged else "stopped; what is saved is not measured again"
         sys.exit(f"{run}: {why}")
@@ -71,7 +71,7 @@ def complete(run):
 
 
 def fit_in_pieces(saved, name, *problem, steps, **options):
-    """As `dip.fit`, in pieces of which each is saved in a file; goes on from there where the file is there."""
+    """Like `dip.fit`, in pieces, each saved in a file; continues from that file if it exists."""
     run = dip.load_fit(saved) if saved.exists() else None
     done, watch = run.steps if run else 0, Progress(name, steps)
     while run is None or done < steps:
@@ -84,7 +84,7 @@ def fit_in_pieces(saved, name, *problem, steps, **options):
 
 
 class Table:
-    """Rows of results in a JSON file, written as they come: what is there already is not measured again."""
+    """Rows of results in a JSON file, written as they come. Those already there are not measured again."""
 
     def __init__(self, path):
         self.path, self.rows = Path(path), []
@@ -103,21 +103,21 @@ class Table:
 
 
 def write_json(path, content):
-    """Write a file that is complete whenever it is there."""
+    """Write a file that is never there incomplete."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 
 def about():
-    """The machine and the version that measure."""
+    """The machine and the versions."""
     cpu = f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', platform.processor())}"
     card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {"cpu": cpu} | card | {"system": platform.platform(), "torch": torch.__version__}
 
 
 def markdown(rows):
-    """The lines of a Markdown table of rows, a list of dicts alike; None is a dash."""
+    """The lines of a Markdown table of rows, dicts with the same keys; None is a dash."""
     cells = [["–" if value is None else str(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -131,7 +131,7 @@ def show(rows):
 
 
 def in_own_process(script, case):
-    """What `textbook` or `one_fit` finds on a case: memory and libraries begin afresh."""
+    """The result of `textbook` or `one_fit` on a case, in a new process: memory and libraries start afresh."""
     command = [sys.executable, "-m", f"benchmarks.{script}", json.dumps(case)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     begun = time.monotonic()

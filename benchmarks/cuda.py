@@ -2,10 +2,10 @@
 
 Runs the tests of the CUDA path; the steps of `fit` beside the textbook loop on the
 same card, in every precision and with variants of how the card is used; a whole
-denoising; the three notebooks at full. Nothing is installed or fetched: what is
-not there (pytest, nbclient) is left out and said. Every part is a process of its
-own: where one fails the next goes on. Results: `cuda.json` and `cuda.md`, a page to
-read, under `results/cuda/`; what each process printed lies beside them.
+denoising; the three notebooks at full. Nothing is installed or fetched: what needs a
+missing package (pytest, nbclient) is left out, and that is reported. Every part is a
+process of its own: if one fails, the next goes on. Results: `cuda.json` and `cuda.md`,
+a page to read, in `results/cuda/`, with a log of each process.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Not this folder, where Python would find this file as the package `cuda` that PyTorch looks for.
+    # Not this folder: PyTorch looks for a package `cuda`, and would find this file.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
@@ -39,7 +39,7 @@ FORMS = {DEFAULT: {}, "NCHW": {"channels_last": False}, "no graph": {"graph": Fa
 
 
 class Report:
-    """What has been found so far, on the screen and in two files."""
+    """The results so far, on the screen and in two files."""
 
     def __init__(self, minutes, dry):
         self.begun, self.limit, self.lock = time.monotonic(), 60 * minutes, threading.RLock()
@@ -61,7 +61,7 @@ class Report:
         return self.limit - (time.monotonic() - self.begun)
 
     def fail(self, part, why):
-        """Note that a part did not do what it should."""
+        """Note that a part has failed."""
         print(f"  FAILED: {part}: {why}", flush=True)
         with self.lock:
             self.found["failed"].append({"part": part, "why": why})
@@ -74,7 +74,7 @@ class Report:
             (FOLDER / "cuda.md").write_text("\n".join(page(self.found)) + "\n", encoding="utf-8")
 
     def run(self, part, command, seconds, **environment):
-        """Run a part as a process; return the lines that it printed, and whether it ended well."""
+        """Run a part as a process; return the lines that it printed, and whether it succeeded."""
         seconds = min(seconds, self.left())
         print(f"[{time.monotonic() - self.begun:4.0f} s] {part}", flush=True)
         if seconds < 10:
@@ -99,13 +99,13 @@ class Report:
 
 
 def error_in(lines):
-    """The first line that names an error, from which the others follow, or the last line."""
+    """The first line that names an error, which the others follow from, or the last line."""
     named = [line for line in lines if re.match(r"(E +)?[\w.]*(Error|Exception|Interrupt)\b", line)]
     return named[0] if named else (lines or ["it said nothing"])[-1]
 
 
 def wait(process, log, seconds):
-    """Wait for the end of a process, with a line now and then; why it was ended, if it was."""
+    """Wait for the end of a process, with a line now and then; return why it was stopped, if it was."""
     begun = said = time.monotonic()
     while process.poll() is None:
         time.sleep(0.2)
@@ -135,7 +135,7 @@ def run_tests(report):
 
 
 def run_cases(report, script, cases, labels):
-    """What `textbook` or `one_fit` finds on each case, or None: in one process, and after a case that broke it anew."""
+    """The results of `textbook` or `one_fit` on each case, or None: in one process, or a new one after a case fails."""
     rows, last = [], None
     while len(rows) < len(cases):
         part = f"{script}, {labels[len(rows)]}" + " and so on" * (len(cases) - len(rows) > 1)
@@ -143,7 +143,7 @@ def run_cases(report, script, cases, labels):
         lines, well = report.run(part, command, 120 + 20 * (len(cases) - len(rows)))
         new = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         rows += new
-        # Where it is the same for all, no other case is tried.
+        # If all fail alike, no other case is tried.
         if well or len(rows) == len(cases) or not lines or (not new and lines[-1:] == last):
             break
         report.found["failed"][-1]["part"] = f"{script}, {labels[len(rows)]}"
@@ -152,7 +152,7 @@ def run_cases(report, script, cases, labels):
 
 
 def compare_steps(report, sizes, options, others):
-    """Rows of each network and size: the textbook loop, and `fit` in all forms and precisions."""
+    """Time each network and size: the textbook loop, and `fit` in all forms and precisions."""
     problems = [NETWORKS[name] | options | dict(image=pictures(size)) for name, *size, _ in sizes]
     labels = [f"{name} at {height} × {width}" for name, height, width, _ in sizes]
     loops = [problem | {"steps": max(2, problem["steps"] // 4)} for problem in problems]
@@ -168,7 +168,7 @@ def compare_steps(report, sizes, options, others):
 
 
 def step_row(name, size, precision, form, row, plain, aim):
-    """One line of the table."""
+    """One row of the table."""
     ratio = plain and round(plain["step"] / row["step"], 2)
     return {
         "network": name,
@@ -199,7 +199,7 @@ def pictures(size):
 
 
 def denoise(report, side, steps, options):
-    """A whole denoising: how long `fit` takes to the end, and to what the textbook loop has at its end."""
+    """A whole denoising: how long `fit` takes to the end, and to the quality of the textbook loop's end."""
     case = NETWORKS["net 2"] | options | dict(image=pictures((side, side)), warm=0, steps=steps)
     label = f"a denoising of {side} × {side}"
     (plain,) = run_cases(report, "textbook", [case], [label])
@@ -266,7 +266,7 @@ def page(found):
 
 
 def printed(rows):
-    """The rows without what is said elsewhere."""
+    """The rows without what is shown elsewhere."""
     return [{name: value for name, value in row.items() if name not in ("aim", "remarks", "chosen")} for row in rows]
 
 

@@ -1,7 +1,7 @@
 """`fit` on the cases of its arguments, in a process of its own: the counterpart of `textbook.py`.
 
-A case is JSON. Prints one line of JSON a case: seconds a step, bytes at the peak,
-PSNR at the end, and the step at which the average has reached some levels.
+A case is JSON. Prints one line of JSON for each case: seconds for a step, bytes at the
+peak, PSNR at the end, and the steps at which the average has reached some levels.
 """
 
 import json
@@ -36,8 +36,8 @@ def measure(case):
         return run
 
     with tuned(**case.get("tuned", {})):
-        # What comes once, the libraries' set-up and CUDA's capture, is in the first two: their times cancel out.
-        # No run is kept: each holds a copy of the weights, which would count as memory of the last one.
+        # One-time costs, such as the libraries' set-up and CUDA's capture, cancel out between these and the last.
+        # The runs are not kept: the copy of the weights that each holds would count as memory of the last.
         warm = [timed(case["warm"]).seconds for _ in range(2 if case["warm"] else 0)]
         run = timed(case["warm"] + case["steps"])
     return {

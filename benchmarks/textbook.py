@@ -1,10 +1,10 @@
 """The loop as a student writes it from the sample code; imports nothing of dip_utils.
 
-Contiguous float32, stock modules, stock Adam, fresh noise, loss read and PSNR
-computed on the host at every step. The weights of the batch norms begin at 1, as
-PyTorch makes them, or as in 2018 where the case says so. A case is JSON: the network,
-the image and the steps; prints one line of JSON a case.
-"best" is the best output, "best_step" its number of updates after the warm ones.
+Contiguous float32, stock modules, stock Adam, fresh noise; at every step the loss is
+read and the PSNR computed on the host. The weights of the batch norms begin at 1, as
+PyTorch makes them, or as in 2018 if the case says so. A case is JSON: the network, the
+image and the steps. Prints one line of JSON for each case: "best" is the best output,
+"best_step" its number of updates after the warm ones.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Execute the notebooks top to bottom, with progress; what `make run` calls."""
+"""Execute the notebooks top to bottom, with progress: what `make run` calls."""
 
 import argparse
 import asyncio
@@ -25,13 +25,13 @@ from dip_utils.views.figures import NOT_SHOWN
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-#: Pictures of more bytes than that are stored as coarser JPEGs.
+#: Pictures of more bytes are stored as coarser JPEGs.
 LARGE = 250_000
-#: Seconds after which a cell without a live plot is said to be still at work.
+#: Seconds after which a cell without a live plot is reported to be still at work.
 PULSE = 20
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = ("image/png", "image/jpeg")
-#: How the description of the picture begins that stands on a notebook's first screen.
+#: How the description of the picture on each notebook's first screen begins.
 FIRST_SCREENS = {
     "1_parametrization": "Film strip",
     "2_denoising": "Images side by side, each with an enlarged part",
@@ -40,14 +40,14 @@ FIRST_SCREENS = {
 
 
 class Client(NotebookClient):
-    """A notebook client that tells how far it is."""
+    """A notebook client that reports its progress."""
 
     said = heard = 0.0
     interrupted = False
     pulse = None
 
     def say(self, words, *, at_least_every=0.0):
-        """Rewrite the line on a terminal; in a log, add a line now and then."""
+        """Rewrite the line on a terminal; add a line now and then to a log."""
         now = time.monotonic()
         if sys.stdout.isatty():
             print(f"\r\x1b[K{words[: os.get_terminal_size().columns - 1]}", end="", flush=True)
@@ -56,17 +56,17 @@ class Client(NotebookClient):
             self.said = now
 
     def begin(self, cell, cell_index):
-        """Say where it is; let Ctrl-C end the run, where nbclient's own handler would lose it."""
+        """Say which cell begins. Let Ctrl-C end the run: nbclient's own handler would lose it."""
         self.say(f"  {self.label(cell_index)}", at_least_every=PULSE)
         self.end()
         self.pulse = asyncio.get_running_loop().create_task(self.beat(cell_index))
-        # Windows knows no handlers, and raises KeyboardInterrupt.
+        # Windows has no such handlers, and raises KeyboardInterrupt.
         with contextlib.suppress(NotImplementedError):
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             loop.add_signal_handler(signal.SIGINT, self.interrupt, task)
 
     async def beat(self, cell_index):
-        """Say now and then that a cell without a live plot is still at work."""
+        """Report now and then that a cell without a live plot is still at work."""
         begun = time.monotonic()
         while True:
             await asyncio.sleep(PULSE / 4)
@@ -74,7 +74,7 @@ class Client(NotebookClient):
                 self.say(f"  {self.label(cell_index)}: at work for {time.monotonic() - begun:.0f} s")
 
     def end(self, **_):
-        """No more of it: the cell is done."""
+        """Stop reporting: the cell is done."""
         if self.pulse is not None:
             self.pulse.cancel()
 
@@ -84,10 +84,10 @@ class Client(NotebookClient):
         task.cancel()
 
     def process_message(self, msg, cell, cell_index):
-        """Show the progress that the live plot of a fit carries along."""
+        """Show the progress that the live plot of a fit sends along."""
         progress = msg["content"].get("metadata", {}).get("progress")
         if progress:
-            # The first news after a silence are told at once, whatever the pulse has said meanwhile.
+            # The first news after a silence is shown at once, whatever the pulse has said meanwhile.
             silent, self.heard = time.monotonic() - self.heard > PULSE, time.monotonic()
             self.say(f"  {self.label(cell_index)}: {progress}", at_least_every=0 if silent else PULSE)
         return super().process_message(msg, cell, cell_index)
@@ -99,8 +99,8 @@ class Client(NotebookClient):
 
 
 def execute(path):
-    """Execute one notebook; return it and what went wrong, a list of texts: claims that do not hold among them."""
-    # Upgraded: older ones have no names of cells.
+    """Execute one notebook; return it and a list of what went wrong, including claims that do not hold."""
+    # Older notebooks have no cell ids.
     notebook = nbformat.v4.upgrade(nbformat.read(path, as_version=4))
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -138,7 +138,7 @@ def execute(path):
 
 
 def outputs_of(notebook):
-    """What all of its cells have shown, in order."""
+    """All outputs of a notebook, in order."""
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
@@ -150,14 +150,14 @@ def encoded(picture, kind, **options):
 
 
 def pack(output):
-    """Store a picture in fewer bytes: the same pixels, or a fine JPEG where photographs or noise fill it.
+    """Store a picture in fewer bytes: the same pixels, or a fine JPEG if photographs or noise fill it.
 
-    PNG cannot pack noise, and a file with too many megabytes is not shown on GitHub.
+    PNG cannot compress noise, and GitHub does not show notebooks of too many megabytes.
     """
     drawn = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
     about = output.metadata.pop("image/png", {})
-    # A JPEG is not optimized: Pillow fails there for pictures that noise fills.
+    # The JPEG is not optimised: there Pillow fails for pictures full of noise.
     exact, photograph = encoded(picture, "png", optimize=True), encoded(picture, "jpeg", quality=93, subsampling=0)
     if len(photograph) > LARGE:
         photograph = encoded(picture, "jpeg", quality=85, subsampling=0)
@@ -167,17 +167,17 @@ def pack(output):
 
 
 def picture_of(output):
-    """The kind of an output's picture, None where it has none, and the description of it."""
+    """The type of an output's picture, or None, and its description."""
     kind = next((kind for kind in PICTURES if kind in output.get("data", {})), None)
     return kind, output.get("metadata", {}).get(kind, {}).get("alt", "")
 
 
 def finish_page(page, notebook):
-    """Mend what nbconvert's template leaves undone.
+    """Correct what nbconvert's template does.
 
-    It leaves out our alternative texts, unfolds folded cells, leaves the pictures
-    of the text where they are, and loads a renderer of formulas and of widgets
-    from elsewhere, of which our notebooks have none.
+    It drops our alternative texts, unfolds folded cells, does not embed the pictures
+    of the text, and loads renderers of formulas and widgets from the network, which
+    our notebooks do not need.
     """
     soup = BeautifulSoup(page, "html.parser")
     for cell in notebook.cells:
@@ -191,7 +191,7 @@ def finish_page(page, notebook):
             script.decompose()
     for picture in soup.select(".jp-MarkdownOutput img"):
         source = picture.get("src", "")
-        # nbconvert embeds no file from outside of the notebook's folder.
+        # nbconvert embeds no files from outside the notebook's folder.
         file = HERE / urllib.parse.unquote(source)
         if "://" in source:
             picture.replace_with(picture.get("alt", ""))
@@ -218,7 +218,7 @@ def write(notebook, path):
 
 
 def write_first_screens():
-    """Take the picture of each first screen, which README shows too, from the notebook's own outputs."""
+    """Take the picture of each first screen, which README shows too, from the outputs of the notebook."""
     for name, beginning in FIRST_SCREENS.items():
         for output in outputs_of(nbformat.read(HERE / f"{name}.ipynb", as_version=4)):
             kind, description = picture_of(output)
