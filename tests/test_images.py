@@ -150,6 +150,16 @@ def test_lost_bits_are_named(tmp_path, capsys):
     assert capsys.readouterr().out == "a.png: read in 8 of its 16 bits\n"
 
 
+@pytest.mark.parametrize(("white", "line"), [(255, ""), (1023, "a.ppm: read in 8 of its 10 bits\n")])
+def test_lost_bits_of_a_ppm_are_named(tmp_path, capsys, white, line):
+    """After the format's specification: big-endian, of two bytes where the white is above 255."""
+    values = np.linspace(0, white, 12).round().reshape(2, 2, 3)
+    kind = ">u2" if white > 255 else "u1"
+    (tmp_path / "a.ppm").write_bytes(b"P6 2 2 %d\n" % white + values.astype(kind).tobytes())
+    assert np.abs(load(tmp_path / "a.ppm") - values / white).max() < 1 / 255
+    assert capsys.readouterr().out == line
+
+
 def test_the_picture_of_a_twelve_bit_camera(tmp_path, capsys):
     tifffile.imwrite(tmp_path / "a.tif", RAMP >> 4)
     assert load(tmp_path / "a.tif").max() == pytest.approx(4095 / 65535)

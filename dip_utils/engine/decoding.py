@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 
 import numpy as np
@@ -112,7 +113,9 @@ def _read_picture(path, small):
     # `Image.open` would refuse a large JPEG before it can be told to read it small.
     with JpegImageFile(path) if small else Image.open(path) as file:
         # Pillow keeps 16 bits for grey alone, and forgets how a file was stored once it is loaded.
-        cut = any(mark in str(file.tile) for mark in (";16", ", 65535)"))
+        stored = str(file.tile)
+        white = re.search(r"'RGB', (\d+)\)", stored)  # of a PPM
+        bits = 16 if ";16" in stored else int(white[1]).bit_length() if white else 8
         count = getattr(file, "n_frames", 1)
         done = [f"first of {count} frames"] * (count > 1)
         if small:
@@ -132,8 +135,8 @@ def _read_picture(path, small):
         if transparent is not None:
             pixels = np.concatenate([pixels, np.where(pixels == transparent, 0, most)], axis=2)
         return pixels, most, done
-    if cut:
-        done.append("read in 8 of its 16 bits")
+    if bits > 8:
+        done.append(f"read in 8 of its {bits} bits")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
     elif picture.mode == "1":
