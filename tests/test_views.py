@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
 import dip_utils as dip
@@ -325,6 +327,15 @@ def test_table_in_a_notebook():
         "| photograph | 0.988 | 23.46 | 1800 | \u2060871 |",
         r"| noise \| mine | 0.000 | 7.12 | 20 | – |",
     ]
+
+
+@pytest.mark.parametrize("name", ["*a* __b__", "<b>c</b>", "~~d~~ `e` | [f](g)", r"h\i \* j_k.png"])
+def test_a_name_in_a_table_is_shown_as_it_is(name):
+    """As nbconvert shows it."""
+    with cell() as shown:
+        dip.show_table([{name: name, "steps": 3}])
+    page = BeautifulSoup(markdown2html_mistune(shown.outputs[0].data["text/markdown"]), "html.parser")
+    assert [found.text for found in page.select("th, td")] == [name, "steps", name, "3"]
 
 
 def test_table_in_a_script(capsys):

@@ -4,6 +4,7 @@ One look for all notebooks: a name has the same colour and dashes everywhere (Ok
 and Ito's colours, which can be told apart with any colour vision).
 """
 
+import re
 import textwrap
 from numbers import Integral, Real
 
@@ -400,7 +401,10 @@ def show_table(rows):
             # No minus sign in front of a zero.
             return f"{round(value, digits) + 0.0:.{digits}f}"
         text = "–" if value is None else str(value)
-        return text.replace("≈", UNSEEN).replace("|", r"\|") if in_notebook() else text.replace("≈", "")
+        if not in_notebook():
+            return text.replace("≈", "")
+        # A name is no Markdown.
+        return re.sub(r"([\\`*_<|~\[])", r"\\\1", text).replace("≈", UNSEEN)
 
     right = [any(isinstance(row[key], Real) or str(row[key])[:1] == "≈" for row in rows) for key in rows[0]]
     lines = [[cell(key) for key in rows[0]]] + [[cell(row[key]) for key in rows[0]] for row in rows]
