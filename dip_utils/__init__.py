@@ -32,6 +32,5 @@ from .views.figures import (
     plot_spectra,
     plot_stopping,
     show_images,
-    show_table,
-    verdict,
 )
+from .views.tables import show_table, verdict

@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from dip_utils import choose_budget
-from dip_utils.views.figures import NOT_SHOWN
+from dip_utils.views.tables import NOT_SHOWN
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"

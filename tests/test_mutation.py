@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from dip_utils.views.figures import UNSEEN
+from dip_utils.views.tables import UNSEEN
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mutation")]
 

@@ -20,7 +20,8 @@ from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
 import dip_utils as dip
-from dip_utils.views.figures import draw_curves, draw_images, new_figure
+from dip_utils.views.drawing import draw_curves, new_figure
+from dip_utils.views.figures import draw_images
 
 from .cell import cell
 from .conftest import build

@@ -1,137 +1,16 @@
-"""Static views: film strips, curves, comparisons with a zoom, tables, verdicts.
-
-One look for all notebooks: a name has the same colour and dashes everywhere (Okabe
-and Ito's colours, which can be told apart with any colour vision).
-"""
-
-import re
-import textwrap
-from numbers import Integral, Real
+"""Static views: images side by side, film strips, curves, comparisons with a zoom."""
 
 import numpy as np
 import torch
-from IPython.display import Markdown, display
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..engine.checks import check_curve, check_image, check_integer, check_number, check_several
-from ..engine.machine import say
 from ..fitting import Fit
-from ..images import to_uint8
 from ..metrics import radial_power
 from ..resampling import lanczos
-from .page import in_notebook, show
-
-STYLES = {
-    "natural": ("#0072B2", "-"),
-    "natural + noise": ("#E69F00", (0, (6, 2))),
-    "shuffled": ("#009E73", (0, (6, 2, 1, 2))),
-    "noise": ("#D55E00", (0, (2, 1.5))),
-}
-SPARE_STYLES = (
-    ("#CC79A7", "-"),
-    ("#56B4E9", (0, (6, 2))),
-    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
-    ("#8C6D00", (0, (6, 2, 1, 2))),
-)
-GREY = "#767676"
-WIDTH = 10.0
-#: Letters of a caption to an inch.
-LETTERS = 13
-#: Marks a measured integer in a notebook's table: a character without width.
-UNSEEN = "\u2060"
-#: The beginning of a verdict that fails.
-NOT_SHOWN = "NOT shown by this run"
-#: Height over width: of a signal, and at least and at most of the place of an image.
-SIGNAL, FLAT, TALL = 0.5, 0.35, 3
-
-
-def new_figure(height, dpi=150):
-    """A figure of our width, outside of pyplot's global state."""
-    return Figure(figsize=(WIDTH, round(height, 1)), dpi=dpi, layout="constrained")
-
-
-def plain(text):
-    """A text that matplotlib shows as it is: $ is no mathematics, and a leading _ does not hide a label."""
-    return (" " * text.startswith("_") + text).replace("$", r"\$")
-
-
-def in_lines(text, inches):
-    """A text in lines of about so many inches."""
-    return textwrap.fill(text, max(5, int(LETTERS * inches)))
-
-
-def set_title(axes, title, fontsize):
-    """A title, in lines no longer than the axes are wide."""
-    place = axes.get_subplotspec()
-    ratios = place.get_gridspec().get_width_ratios()
-    share = ratios[place.colspan.start] / sum(ratios)
-    axes.set_title(plain(in_lines(title, WIDTH * share)), fontsize=fontsize)
-
-
-def draw_image(axes, image, caption):
-    """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
-    set_title(axes, caption, fontsize=9)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    if image.ndim == 2:
-        axes.set_prop_cycle(color=[colour for colour, _ in STYLES.values()])
-        axes.plot(image.mT, linewidth=0.7)
-        axes.set(xlim=(0, image.shape[1] - 1), ylim=(min(0, image.min()), max(1, image.max())), box_aspect=SIGNAL)
-        axes.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=7)
-        return
-    pixels = to_uint8(image)
-    axes.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=255, interpolation_stage="rgba")
-
-
-def draw_curves(axes, curves, *, names=None, log=False):
-    """Curves over the steps. A name without a style of its own gets one by its place among `names`, 16 at most."""
-    names, spare = list(names or curves), len(SPARE_STYLES)
-    for name, curve in curves.items():
-        turn, place = divmod(names.index(name), spare)
-        colour, dashes = STYLES.get(name) or (SPARE_STYLES[place][0], SPARE_STYLES[(place + turn) % spare][1])
-        axes.plot(curve, color=colour, linestyle=dashes, linewidth=1.3, label=plain(name))
-    # Losses may be negative.
-    if log and any((curve > 0).any() for curve in curves.values()):
-        axes.set_yscale("log")
-    axes.margins(x=0.01)
-
-
-def style_axes(axes, xlabel, ylabel, title=""):
-    """Axes with a light grid, and without the lines at top and right."""
-    axes.set(xlabel=xlabel, ylabel=ylabel, axisbelow=True)
-    set_title(axes, title, fontsize=10)
-    axes.grid(True, color="#E5E5E5", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def add_legend(figure, grid):
-    """One legend for all panels, below them."""
-    labels = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    columns = max(1, min(6, len(labels), int(LETTERS * WIDTH / (max(map(len, labels), default=0) + 6))))
-    figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
-def draw_grid(rows, columns, dpi=96):
-    """A figure of rows of captions and images, and the grid of its axes.
-
-    Pictures of noise make large files, so these figures have no more pixels than they
-    take on the page; figures of curves may have more.
-    """
-    width = WIDTH / columns
-    # Heights over widths.
-    ratios = [max(image.shape[1] / image.shape[2] if image.ndim == 3 else SIGNAL for _, image in row) for row in rows]
-    ratios = [min(max(ratio, FLAT), TALL) for ratio in ratios]
-    lines = [max(in_lines(caption, width).count("\n") + 1 if caption else 0 for caption, _ in row) for row in rows]
-    figure = new_figure(width * sum(ratios) + sum(0.15 + 0.15 * number for number in lines if number), dpi)
-    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=ratios)
-    for line, row in zip(grid, rows, strict=True):
-        for axes, (caption, image) in zip(line, row, strict=False):
-            draw_image(axes, image, caption)
-        for axes in line[len(row) :]:
-            axes.remove()
-    return figure, grid
+from .drawing import GREY, add_legend, draw_curves, draw_grid, in_lines, new_figure, plain, style_axes
+from .page import show
 
 
 def by_name(argument, things):
@@ -379,55 +258,3 @@ def plot_kernel(downsampler):
     right.set(xlabel="column", ylabel="row")
     figure.colorbar(picture, ax=right, shrink=0.85)
     show(figure, "kernel", f"The Lanczos kernel: {taps} weights along one axis, and their outer product")
-
-
-def show_table(rows):
-    """A table from a dict for each row: under the cell, or in a script as aligned text.
-
-    Floats are shown with three digits below 1, else with two. They are measurements:
-    the test of the notebooks lets them change, and compares everything else exactly. An
-    integer that may change, such as a step that a criterion chose, is given as text
-    with a mark, "≈871", which the reader does not see. None is shown as a dash.
-    """
-    rows = check_several("rows", rows, "a list of dicts")
-    if not all(isinstance(row, dict) for row in rows):
-        raise TypeError(f"rows: got {[type(row).__name__ for row in rows]}; wants dicts")
-    if not rows or any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError(f"rows: got the keys {[list(row) for row in rows]}; wants rows with the same ones")
-
-    def cell(value):
-        if isinstance(value, Real) and not isinstance(value, Integral):
-            digits = 3 if abs(value) < 1 else 2
-            # No minus sign in front of a zero.
-            return f"{round(value, digits) + 0.0:.{digits}f}"
-        text = "–" if value is None else str(value)
-        if not in_notebook():
-            return text.replace("≈", "")
-        # A name is no Markdown.
-        return re.sub(r"([\\`*_<|~\[])", r"\\\1", text).replace("≈", UNSEEN)
-
-    right = [any(isinstance(row[key], Real) or str(row[key])[:1] == "≈" for row in rows) for key in rows[0]]
-    lines = [[cell(key) for key in rows[0]]] + [[cell(row[key]) for key in rows[0]] for row in rows]
-    if in_notebook():
-        lines.insert(1, ["---:" if aligned else "---" for aligned in right])
-        return display(Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * width for width in widths])
-    for line in lines:
-        columns = zip(line, right, widths, strict=True)
-        say("  ".join(f"{text:{'>' if aligned else '<'}{width}}" for text, aligned, width in columns).rstrip())
-
-
-def verdict(sentence, holds, runs=()):
-    """Print a claim, and whether it holds. Nothing is raised: the rest of a notebook is run all the same.
-
-    There is no verdict if one of `runs`, a list of those that it was measured on, was
-    stopped by hand.
-    """
-    if isinstance(runs, Fit | dict):
-        raise TypeError(f"runs: got {type(runs).__name__}; wants a list of runs")
-    stopped = sum(run.interrupted for run in runs)
-    if stopped:
-        say(f"No verdict: {stopped} of the runs were stopped by hand.")
-    else:
-        say(f"{'Verdict' if holds else NOT_SHOWN}: {sentence}")

@@ -7,7 +7,7 @@ from IPython.display import DisplayHandle
 from tqdm import tqdm
 
 from ..engine.machine import Pace
-from .figures import draw_curves, draw_image, new_figure, style_axes
+from .drawing import draw_curves, draw_image, new_figure, style_axes
 from .page import bundle, cell_number, in_notebook
 
 #: Less than `fit` allows its watch, so that text and stop button stay prompt.

@@ -18,7 +18,8 @@ from ..engine.checks import check_function, check_image, check_integer
 from ..engine.machine import Pace, say
 from ..fitting import Fit
 from ..images import load_image, save_image
-from .figures import GREY, WIDTH, draw_images, in_lines, plain
+from .drawing import GREY, WIDTH, in_lines, plain
+from .figures import draw_images
 from .live import DRAWING_SHARE
 from .page import bundle, in_notebook, png, show
 
