@@ -7,6 +7,7 @@ from torch import nn
 
 from ..network import SkipNetwork
 from .checks import check_image, check_integer, check_range, check_same_shape, check_several, first_line
+from .hold_out import in_a_row
 from .machine import say, seeded
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
@@ -119,11 +120,6 @@ def _check_mean(loss, target, stop):
             f"loss: got {whole:.4g} of an image, {parts:.4g} as the mean of its parts; "
             "with HoldOut wants a mean over pixels"
         )
-
-
-def in_a_row(image, places):
-    """Some pixels of an image as one of height 1, (1, C, 1, N), or of a signal, (1, C, N): as many axes as before."""
-    return image.flatten(2)[..., places].unflatten(2, (*[1] * (image.ndim - 3), -1))
 
 
 def _check_start(start, network, images, shape, settings):
