@@ -71,7 +71,7 @@ def complete(run):
 
 
 def fit_in_pieces(saved, name, *problem, steps, **options):
-    """Like `dip.fit`, in pieces, each saved in a file; continues from that file if it exists."""
+    """Like `dip.fit`, in pieces, saved in one file after each; continues from that file if it exists."""
     run = dip.load_fit(saved) if saved.exists() else None
     done, watch = run.steps if run else 0, Progress(name, steps)
     while run is None or done < steps:
@@ -103,7 +103,7 @@ class Table:
 
 
 def write_json(path, content):
-    """Write a file that is never there incomplete."""
+    """Write a file that is never seen half-written."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)

@@ -33,7 +33,7 @@ from benchmarks.common import NETWORKS, RESULTS, ROOT, SIGMA, about, markdown, s
 FOLDER = RESULTS / "cuda"
 #: Network, height, width, and the ratio over the textbook loop that is aimed at.
 CASES = [("net 1", 384, 544, 5), ("net 2", 256, 256, None), ("net 2", 512, 512, 3)]
-#: How a step uses the card, beside the default: `dip_utils.engine.machine.TUNING`.
+#: How a step uses the card, besides the default: `dip_utils.engine.machine.TUNING`.
 DEFAULT = "as fit does it"
 FORMS = {DEFAULT: {}, "NCHW": {"channels_last": False}, "no graph": {"graph": False}}
 
@@ -143,7 +143,7 @@ def run_cases(report, script, cases, labels):
         lines, well = report.run(part, command, 120 + 20 * (len(cases) - len(rows)))
         new = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
         rows += new
-        # If all fail alike, no other case is tried.
+        # If two in a row fail alike, no other case is tried.
         if well or len(rows) == len(cases) or not lines or (not new and lines[-1:] == last):
             break
         report.found["failed"][-1]["part"] = f"{script}, {labels[len(rows)]}"

@@ -1,6 +1,6 @@
 """`fit` on the cases of its arguments, in a process of its own: the counterpart of `textbook.py`.
 
-A case is JSON. Prints one line of JSON for each case: seconds for a step, bytes at the
+A case is JSON. Prints one line of JSON for each case: seconds per step, bytes at the
 peak, PSNR at the end, and the steps at which the average has reached some levels.
 """
 
@@ -36,12 +36,12 @@ def measure(case):
         return run
 
     with tuned(**case.get("tuned", {})):
-        # One-time costs, such as the libraries' set-up and CUDA's capture, cancel out between these and the last.
+        # The libraries' set-up is in the first only; CUDA's capture is in each, and cancels out in the difference.
         # The runs are not kept: the copy of the weights that each holds would count as memory of the last.
         warm = [timed(case["warm"]).seconds for _ in range(2 if case["warm"] else 0)]
         run = timed(case["warm"] + case["steps"])
     return {
-        # The first fit of a process, over the second's; CUDA's capture is in both.
+        # Seconds of the first fit beyond the second's; CUDA's capture is in both.
         "set-up": warm[0] - warm[-1] if warm else None,
         "step": (run.seconds - (warm[-1] if warm else 0)) / case["steps"],
         "peak": torch.cuda.max_memory_allocated() if case["device"] == "cuda" else peak_memory(),

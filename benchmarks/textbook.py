@@ -3,8 +3,8 @@
 Contiguous float32, stock modules, stock Adam, fresh noise; at every step the loss is
 read and the PSNR computed on the host. The weights of the batch norms begin at 1, as
 PyTorch makes them, or as in 2018 if the case says so. A case is JSON: the network, the
-image and the steps. Prints one line of JSON for each case: "best" is the best output,
-"best_step" its number of updates after the warm ones.
+image and the steps. Prints one line of JSON for each case: "best" is the best PSNR,
+"best_step" the number of updates before it, after the warm ones.
 """
 
 import json

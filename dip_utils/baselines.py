@@ -87,7 +87,7 @@ class Pixels(nn.Module):
     """An image without a network: f_θ(z) = z + θ, one parameter for each value.
 
     With `fit(..., input_noise=0)` this is gradient descent on the pixels themselves,
-    starting from the image z: `Pixels(channels, height, width)`, or for a signal
+    starting from the image z. Write `Pixels(channels, height, width)`, or for a signal
     `Pixels(channels, time)`. In Deep Image Prior, section 3.2, it is
     super-resolution without a prior.
     """

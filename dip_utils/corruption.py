@@ -20,7 +20,7 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     """Add white Gaussian noise N(0, sigma²) to an image or a signal; sigma is 25/255 in the paper.
 
     With `clip` the result is clipped to [0, 1], as a stored image would be (recipe
-    B of the report). Its recipe A does not: that target leaves [0, 1].
+    B of the report). Recipe A does not clip: its target leaves [0, 1].
     """
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
@@ -31,7 +31,7 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
 
 
 def add_salt_and_pepper(image, share, *, seed):
-    """Set a share of the values of an image or a signal to 0 or 1, with equal chances, each channel for itself."""
+    """Set a share of the values of an image or a signal to 0 or 1, with equal chances, channels independently."""
     image = check_image("image", image, signal=True)
     check_number("share", share, least=0, most=1)
     chance = torch.rand(image.shape, generator=seeded(seed, "salt and pepper"), dtype=torch.float32, device="cpu")
@@ -71,7 +71,7 @@ def shuffle_elements(image, *, seed):
 def permute_channels(image, order=(1, 2, 0)):
     """Permute whole channels of an image: the report's mistaken shuffle, which shuffles nothing."""
     image = check_image("image", image)
-    # PyTorch would take tensors in it for indices of another kind, and booleans for a mask.
+    # PyTorch would take tensors in it for an index per axis, and booleans for a mask.
     order = tuple(np.asarray(check_several("order", order, "a permutation of the channels")).tolist())
     if sorted(order) != list(range(len(image))) or bool in map(type, order):
         raise ValueError(f"order: got {order}; wants a permutation of the {len(image)} channels")

@@ -49,7 +49,7 @@ class Fit:
     held_out : ndarray, (steps + 1,), or None
         The loss of the average at the pixels that `HoldOut` leaves out.
     trace : Tensor, (steps + 1, values), or None
-        Some values of each output, where `trace` was given.
+        Some values of each output, if `trace` was given.
     kept : dict of int to Tensor (C, H, W)
         The outputs at the steps that were asked for.
     output, average : Tensor, (C, H, W)
@@ -72,7 +72,7 @@ class Fit:
     remarks : list of str
         What happened on the way, one sentence each.
     rates, state : dict
-        What `fit(..., start=run)` compares and needs to go on.
+        What `fit(..., start=run)` compares, and what it starts from.
     """
 
     #: While the fit runs, a function that returns as a dict what is filled in at its end.
@@ -136,7 +136,7 @@ class Fit:
 
 
 def load_fit(path):
-    """Read a run that `Fit.save` wrote; FileNotFoundError or ValueError where `path` holds none, or not all of one."""
+    """Read a run that `Fit.save` wrote; FileNotFoundError or ValueError if `path` holds none, or only part of one."""
     content = saving.load(path)
     curves = ("loss", "psnr", "average_psnr", "held_out")
     return Fit(**content | {name: content[name].numpy() for name in curves if content[name] is not None})
@@ -179,11 +179,11 @@ def fit(
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)
-        The image x₀; (C', H', W') where there is no operator. May leave [0, 1].
+        The image x₀; (C', H', W') if there is no operator. May lie outside [0, 1].
     operator : callable, optional
         The differentiable operator d, from (1, C', H', W') to (1, c, h, w); the
-        identity if not given. A module is copied, its tensors to the device and
-        the dtype of the loss.
+        identity if not given. A module is copied, with its tensors on the device
+        and in the dtype of the loss.
     loss : callable
         A function of d(output) and target that returns a number: the mean squared
         error, or ``torch.nn.functional.l1_loss``, for example. With `HoldOut` it
@@ -202,7 +202,7 @@ def fit(
         The ground truth. Used to report PSNR, never to train.
     keep : iterable of int
         Steps whose outputs are kept, counted from the start of the run: 0 is
-        the untrained network, `steps` the last output.
+        the untrained network. Without `start`, `steps` is the last output.
     trace : int
         How many values of the output to record at every step, at random places:
         what ES-WMV and ES-EMV are computed from.
@@ -215,7 +215,7 @@ def fit(
         unless the network draws random numbers of its own, as dropout does.
     start : Fit, optional
         A run to continue: its weights and moments are taken up, and its random
-        numbers too if it ran on the same kind of device. It must have the same z,
+        state too if it ran on the same kind of device. It must have the same z,
         target and reference (if both have one), a network built alike and, with
         `stop`, a `HoldOut` too. Operator, loss, learning rate and noise may differ.
     watch : callable, optional
@@ -226,7 +226,7 @@ def fit(
         "auto" is CUDA if there is a card, else the CPU. On CUDA a step is captured
         as a graph: Python code of network and operator runs only a few times.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
-        Of the activations; see `choose_precision`. For a network that is no
+        Of the activations; see `choose_precision`. For a network that is not a
         `SkipNetwork`, "auto" is float32.
 
     Returns
@@ -239,8 +239,8 @@ def fit(
         If an argument makes no sense; the message names it. Nothing has been
         trained then.
     MemoryError
-        If the fit does not fit into the free memory; the message names the
-        largest size that does.
+        If the fit needs more memory than is free. Where that is foreseen, the
+        message names the largest size that would do.
 
     References
     ----------
@@ -316,7 +316,7 @@ def _descend(problem, run, start, keep, watcher, presses):
             # At the end it is called in any case.
             if step < run.planned and watcher.is_due():
                 _report(run, problem, step, begun)
-                # If not, the guard mends it at its next look.
+                # Other losses are mended at the guard's next look.
                 if np.isfinite(run.loss[-1]):
                     watcher.show(run)
     except KeyboardInterrupt:
@@ -326,7 +326,7 @@ def _descend(problem, run, start, keep, watcher, presses):
         presses.append(True)
         step = guard.go_back()
     finally:
-        # Whoever keeps an error keeps what this frame holds: the graph must not be among it.
+        # Whoever keeps an error keeps what this frame holds; that must not include the graph.
         advance.start_over()
     step = guard.last_look(step, bool(presses))
     if step in keep:
@@ -353,7 +353,7 @@ def _completed(problem, step):
 
 
 def _on_cpu(images):
-    """A copy of the first image of a batch: a view would keep the whole batch alive."""
+    """A copy of the first image of a batch: a view would change with the next step."""
     return images[0].to("cpu", torch.float32, copy=True)
 
 

@@ -104,8 +104,8 @@ def to_uint8(image):
 def save_image(image, path):
     """Write an image (C, H, W) in [0, 1] as an 8-bit file; the ending of `path` names the format.
 
-    JPEG loses a little; all others keep every pixel. Other than one or three
-    channels are saved as their mean, and a line says so.
+    JPEG loses a little; all others keep every pixel. Unless there are one or three
+    channels, their mean is saved, and a line says so.
     """
     image, path = check_image("image", image), check_path(path, ENDINGS)
     Image.fromarray(to_uint8(image)).save(path, **ENDINGS[path.suffix.lower()])

@@ -95,7 +95,7 @@ def share_explained(target, loss):
 
 
 def steps_to_reach(curve, level):
-    """The first step at which a curve of one value per step is at a level or above it; None where it never is."""
+    """The first step at which a curve of one value per step is at a level or above it; None if it never is."""
     check_number("level", level)
     reached = np.flatnonzero(check_curve("curve", curve) >= level)
     return int(reached[0]) if len(reached) else None
@@ -107,7 +107,7 @@ def radial_power(image, *, bands=16):
     The frequencies, from 0 to just below 1/2 cycle per pixel (a pattern that changes
     from pixel to pixel), are divided into rings of equal width. Returns two arrays
     (bands,): the middle of each ring, and the mean power in it. White noise of
-    variance v has power v in every ring. Each side must have 2 · bands pixels.
+    variance v has power v in every ring. Each side must have at least 2 · bands pixels.
     """
     image = check_image("image", image, bounded=False)
     check_integer("bands", bands, 1)

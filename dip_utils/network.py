@@ -78,8 +78,8 @@ class SkipNetwork(nn.Module):
     in training mode and LeakyReLU(0.2). The head is a 1×1 convolution and a
     sigmoid.
 
-    The initial weights are those of PyTorch in 2018, also in the batch norms:
-    uniform in (0, 1), where today they are 1. `benchmarks/README.md` shows the
+    The weights are drawn as PyTorch drew them in 2018. Those of the batch norms are
+    uniform in (0, 1), whereas today they are 1; `benchmarks/README.md` shows the
     difference that this makes.
 
     Parameters
@@ -121,7 +121,7 @@ class SkipNetwork(nn.Module):
         generator = seeded(seed, "weights")
         super().__init__()
         self.input_channels, self.channels = input_channels, channels
-        # The meta device makes layers without weights: PyTorch would draw them from the global random state.
+        # The meta device makes layers without weights, which PyTorch would draw from the global random state.
         with torch.device("meta"):
             self.scales = Scale(input_channels, channels, skip_channels)
             self.head = convolution(channels[0], output_channels, 1)
@@ -156,12 +156,12 @@ class SkipNetwork(nn.Module):
         Returns
         -------
         Tensor, (1, output_channels, H, W)
-            Values in (0, 1), of at least float32.
+            Values in (0, 1), in float32 or float64.
 
         Raises
         ------
         ValueError
-            If z is no image, has another number of channels, or is too small for the
+            If z is not an image, has another number of channels, or is too small for the
             scales.
         """
         if z.ndim != 4:

@@ -14,7 +14,7 @@ import torch
 from .engine.checks import check_curve, check_integer, check_number
 from .engine.machine import seeded
 
-#: Most pixels that are held out: the precision of their error depends on their number, not on their share.
+#: At most this many pixels are held out: the precision of their error depends on their number, not their share.
 PIXELS = 5000
 
 
@@ -36,7 +36,7 @@ class HoldOut:
     Attributes
     ----------
     patience : int or None
-        `fit` ends after so many steps without a new minimum; None to go on to the
+        `fit` ends after this many steps without a new minimum; None to go on to the
         last step.
     first : int
         The first step that counts.
@@ -80,7 +80,7 @@ def exponential_variance(trace, weight=0.1):
     """
     check_number("weight", weight, above=0, below=1)
     trace = _checked(trace).double()
-    # A run may have been given a trace only when it was continued.
+    # A run that was continued with a trace has NaN for its first steps.
     first = int(trace.isnan().any(dim=1).sum())
     mean, variance, curve = trace[first].clone(), 0.0, np.full(len(trace), np.nan)
     for step, values in enumerate(trace[first:], first):

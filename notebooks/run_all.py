@@ -25,7 +25,7 @@ from dip_utils.views.tables import NOT_SHOWN
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-#: Pictures of more bytes are stored as coarser JPEGs.
+#: Pictures of more bytes than this are stored as coarser JPEGs.
 LARGE = 250_000
 #: Seconds after which a cell without a live plot is reported to be still at work.
 PULSE = 20
@@ -157,7 +157,7 @@ def pack(output):
     drawn = Image.open(io.BytesIO(base64.b64decode(output.data.pop("image/png")))).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
     about = output.metadata.pop("image/png", {})
-    # The JPEG is not optimised: there Pillow fails for pictures full of noise.
+    # The JPEG is not optimised: Pillow would fail for pictures full of noise.
     exact, photograph = encoded(picture, "png", optimize=True), encoded(picture, "jpeg", quality=93, subsampling=0)
     if len(photograph) > LARGE:
         photograph = encoded(picture, "jpeg", quality=85, subsampling=0)
@@ -173,10 +173,10 @@ def picture_of(output):
 
 
 def finish_page(page, notebook):
-    """Correct what nbconvert's template does.
+    """Correct what nbconvert's template gets wrong.
 
     It drops our alternative texts, unfolds folded cells, does not embed the pictures
-    of the text, and loads renderers of formulas and widgets from the network, which
+    in the text, and loads from the network renderers of formulas and widgets, which
     our notebooks do not need.
     """
     soup = BeautifulSoup(page, "html.parser")
@@ -202,7 +202,7 @@ def finish_page(page, notebook):
         kind, description = picture_of(output)
         if kind:
             described[output.data[kind].strip()] = description
-    # Those of the sliders have theirs already.
+    # The sliders' pictures have theirs already.
     for picture in soup.select(".jp-RenderedImage img"):
         picture["alt"] = described.get(picture["src"].partition(",")[2].strip(), "")
     return str(soup)

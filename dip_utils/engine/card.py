@@ -1,4 +1,4 @@
-"""The network's faster forms on a CUDA card, for channels-last images: the same numbers to rounding.
+"""The network's faster forms on a CUDA card, for channels-last images: the same numbers up to rounding.
 
 PyTorch's own reflection and bilinear upsampling take many times as long as reading
 and writing the images would; their gradients are summed one number at a time.
@@ -50,7 +50,7 @@ class Reflected(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, stride, behind):
         _, channels, height, width = x.shape
-        # In 16 bits cuDNN would otherwise make a copy with that many channels.
+        # In 16 bits cuDNN would otherwise make a copy with channels in multiples of 8.
         extra = -channels % 8 if x.element_size() == 2 else 0
         ctx.stride, ctx.behind = stride, behind
         ctx.inside = slice(None), slice(channels), slice(1, 1 + height), slice(1, 1 + width)

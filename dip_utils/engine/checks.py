@@ -11,7 +11,7 @@ import torch
 
 #: How far rounding may carry a value of an image beyond 0 or 1.
 ROUNDING = 1e-5
-#: An image with values beyond so many times white is not meant to be in [0, 1], or near it as recipe A's targets are.
+#: Values beyond this many times white are not of an image in [0, 1], or near it as recipe A's targets are.
 FAR = 20
 WHITE = "divide it by its white, for example 255"
 
@@ -52,7 +52,7 @@ def check_size(channels, size):
 
 
 def check_several(name, values, wants):
-    """Return several values as a tuple, or raise if it is a single one, or an image."""
+    """Return several values as a tuple, or raise for a single one, or for an image."""
     if isinstance(values, torch.Tensor | np.ndarray):
         if values.ndim != 1:
             raise TypeError(f"{name}: got {type(values).__name__} of shape {tuple(values.shape)}; wants {wants}")
@@ -63,7 +63,7 @@ def check_several(name, values, wants):
 
 
 def check_function(name, function, wants="a function"):
-    """Raise unless `function` can be called and is not a class, of which an instance was meant."""
+    """Raise unless `function` can be called, and for a class, of which an instance was meant."""
     if isinstance(function, type):
         raise TypeError(f"{name}: got the class {function.__name__}; wants an instance of it")
     if not callable(function):
@@ -71,7 +71,7 @@ def check_function(name, function, wants="a function"):
 
 
 def check_path(path, endings=()):
-    """Return a path with ~ expanded, or raise; `endings` are those of a file to be written."""
+    """Return a path with ~ expanded, or raise; a file to be written needs one of `endings`."""
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: got {type(path).__name__}; wants the path of a file")
     path = Path(path).expanduser()
@@ -105,7 +105,7 @@ def check_image(name, image, *, bounded=True, signal=False):
         raise ValueError(f"{name}: got shape {tuple(image.shape)}; wants (channels, height, width){or_signal}")
     if image.device.type != "cpu":
         raise ValueError(f"{name}: got a tensor on {image.device}; wants it on the CPU, fit moves it")
-    # A plain tensor: a saved run could not hold a subclass.
+    # A plain tensor: `load_fit` would refuse a subclass.
     image = image.detach().as_subclass(torch.Tensor)
     least, most = (value.item() for value in image.aminmax())
     if not (math.isfinite(least) and math.isfinite(most)):
@@ -126,7 +126,7 @@ def check_range(name, image, white=1.0):
 
 
 def check_same_shape(name, image, other_name, other):
-    """Raise unless two images have one shape."""
+    """Raise unless two images have the same shape."""
     if image.shape != other.shape:
         raise ValueError(
             f"{name}: got shape {tuple(image.shape)}; wants {tuple(other.shape)}, the shape of {other_name}"

@@ -1,4 +1,4 @@
-"""The network's faster forms on the CPU: the same numbers to rounding.
+"""The network's faster forms on the CPU: the same numbers up to rounding.
 
 **The join of a scale.** The plain way enlarges y twofold, normalises it and
 convolves the large image. Bilinear enlarging is zero stuffing (a zero behind each
@@ -7,10 +7,10 @@ with a convolution:
 
     convolve(blur(stuff(y)), w)  =  blur(convolve(stuff(y), w))
 
-except at the border, which is corrected. On the right three of four products are
-with zeros, and a transposed convolution skips them: a quarter of the arithmetic. The
-scale of the normalisation moves into w, and its moments are computed from y, so that
-three large images are never made.
+except at the border, which is corrected. In the form on the right three of four
+products are with zeros, and a transposed convolution skips them: a quarter of the
+arithmetic. The scale of the normalisation moves into w, and its moments are computed
+from y, so that three large images are never made.
 
 **Batch norm of few channels**, see `NarrowBatchNorm`.
 """
@@ -31,7 +31,7 @@ SMOOTH = (3 / 16, 10 / 16, 3 / 16)
 
 
 def filter_channels(x, taps, padding=0):
-    """Filter every channel of x by the same separable taps, with zeros around x."""
+    """Filter every channel of x by the same separable taps, with `padding` zeros around it."""
     taps = x.new_tensor(taps)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
@@ -55,7 +55,7 @@ class Blur(torch.autograd.Function):
 
 
 def as_rows(x, pixels):
-    """An image as a matrix with so many pixels to a row; a view where it is channels-last."""
+    """An image as a matrix with this many pixels to a row; a view if it is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(-1, pixels * x.shape[1])
 
 
@@ -169,7 +169,7 @@ def join_and_convolve(skip, y, norm, convolution):
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y)
     scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
-    # The scale is applied in full precision, and the weights are rounded once, here.
+    # The product is computed in full precision and rounded once, here; the weights may be rounded already.
     weight = convolution.weight[:, skips:] * scale[:, None, None]
     weight = weight.to(y.dtype, memory_format=torch.channels_last)
 

@@ -106,9 +106,9 @@ def _read_deep_tiff(path):
 
 
 def _read_picture(path, small):
-    """The pixels (H, W, 1 to 4) of a file, the most that their type holds, and a list of what was done to them.
+    """The pixels (H, W, 1 to 4) of a file, the largest value of their type, and a list of what was done to them.
 
-    By Pillow. With `small` a JPEG is read at a fraction of its size, but no smaller than this.
+    Pillow reads them. With `small` a JPEG is read at a fraction of its size, but no smaller than this.
     """
     # `Image.open` would refuse a large JPEG before it can be told to read it small.
     with JpegImageFile(path) if small else Image.open(path) as file:
@@ -154,7 +154,7 @@ def _read_picture(path, small):
 
 
 def _check_pixels(width, height):
-    """Raise for a picture too large for memory, as Pillow does for files that it opens itself."""
+    """Raise for a picture above Pillow's limit on pixels, as Pillow does for files that it opens itself."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise Image.DecompressionBombError(f"{height} × {width} pixels, more than {limit}")

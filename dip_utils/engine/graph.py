@@ -1,4 +1,4 @@
-"""CUDA: a whole step captured as a graph and replayed, one launch instead of some thousand.
+"""CUDA: a whole step captured as a graph and replayed, one launch instead of a thousand.
 
 A graph replays what was launched while it was captured. The Python code of an
 operator or a network runs then and never again: what it counts or decides is
@@ -17,16 +17,16 @@ from .threads import Threads
 
 #: Steps taken one by one before one is captured.
 WARM_UP_STEPS = 3
-#: One fit at a time on the cards of a process: during a capture nothing else may be launched.
+#: One fit at a time on the cards of a process: during a capture no other fit may launch anything.
 _LOCK = threading.RLock()
 
 
 @functools.cache
 def _stream(around):
-    """The stream of a fit: the default one cannot be captured, and PyTorch reuses memory by stream.
+    """The stream of a fit: not the default, which cannot be captured, and always the same, to reuse its memory.
 
-    A fit inside another one finds that one's stream around it, and has its own: with a
-    graph the memory that cuBLAS keeps for its stream is lost (pytorch/pytorch#193402).
+    A fit inside another one finds that one's stream around it, and has its own: when a
+    graph is deleted, cuBLAS's memory for its stream goes with it (pytorch/pytorch#193402).
     """
     return torch.cuda.Stream(around.device)
 

@@ -23,7 +23,7 @@ class Guard:
         self.copied = self.checked = self.counted_since = step
         # Not from the record: a run may be continued with another loss.
         self.usual = problem.loss(problem.output).item() if step else math.inf
-        # The losses of a flat image, the target's mean colour, and of a perfect copy: losses may be negative.
+        # The losses of a flat image in the target's mean colour and of a perfect copy: losses may be negative.
         mean = problem.target.mean(dim=tuple(range(2, problem.target.ndim)), keepdim=True)
         images = torch.zeros_like(problem.target) + mean, problem.target
         self.flat, self.perfect = (problem.loss_function(image, problem.target).item() for image in images)
@@ -48,7 +48,7 @@ class Guard:
         return step
 
     def _is_high(self, loss):
-        """Whether a loss is far above the usual one, and near that of a flat image."""
+        """Whether a loss is far above the usual one, and above half that of a flat image."""
         return bool(loss - self.perfect > max(4 * (self.usual - self.perfect), (self.flat - self.perfect) / 2))
 
     def _recover(self, step, what):
@@ -93,7 +93,7 @@ class Guard:
     def _is_hopeless(self, losses, first):
         """Whether losses are above a flat image's, and above the untrained network's or constant (saturated).
 
-        Above by a twentieth: a network that has learnt nothing of a noise yet is about as good as a flat image.
+        By a twentieth: a network that has learnt nothing about pure noise yet is about as good as a flat image.
         """
         # Quartiles, since single outputs of a saturated network may differ.
         low, middle, high = losses.quantile(losses.new_tensor([0.25, 0.5, 0.75]))

@@ -21,13 +21,13 @@ class HeldOutPixels:
         seen = torch.ones(pixels, dtype=torch.bool, device=target.device)
         seen[self.places] = False
         self.seen, self.share_seen = seen.view(target.shape[2:]), 1 - len(self.places) / pixels
-        # The loss of a perfect copy of the pixels left out: 0 for a squared error, not for every loss.
+        # What a perfect copy of the pixels left out adds: 0 for a squared error, not for every loss.
         self.of_hidden = (1 - self.share_seen) * loss(self.hidden, self.hidden).detach()
         self.least, self.step = target.new_full((), math.inf), target.new_full((), -1)
         self.chosen = torch.zeros_like(output)
 
     def loss(self, made):
-        """The loss over the pixels that may be fitted: the target replaces the others, which so have no gradient."""
+        """The loss over the pixels that may be fitted: the target replaces the others, without a gradient."""
         whole = self.loss_function(torch.where(self.seen, made, self.target), self.target)
         return (whole - self.of_hidden) / self.share_seen
 

@@ -1,7 +1,7 @@
-"""The network in faster forms, for the time of a fit: the same numbers to rounding.
+"""The network in faster forms, for the duration of a fit: the same numbers up to rounding.
 
 Nothing here is needed to understand the network: its plain form is in `network.py`,
-and tests hold the two equal. This file decides which layer gets which form. The
+and tests check that the two agree. This file decides which layer gets which form. The
 forms are in `cpu.py` and `card.py`, but for one, which serves both:
 
 **No bias in front of a batch norm.** The batch norm removes whatever is the same
@@ -39,7 +39,7 @@ def takes_channels_last(network, device, precision):
 
 
 def is_untouched(layer):
-    """Whether a layer has neither a hook nor a forward of its own."""
+    """Whether a layer has no hooks, and no forward of its own set on it."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     return not any(hooks) and "forward" not in vars(layer)
 
@@ -101,7 +101,7 @@ def accelerated(network):
 
 
 def _pays(x):
-    """Whether x is large enough for the forms of the CPU to pay."""
+    """Whether x is large enough for the forms of the CPU to pay off."""
     return x.device.type == "cpu" and x.numel() >= TUNING["large"]
 
 
@@ -130,8 +130,8 @@ def _batch_norm(layer, x):
 def _convolution(layer, x):
     if layer.padding_mode != "reflect":
         return F.conv2d(x, layer.weight, stride=layer.stride)
-    # Pad only what is read: with stride 2 the border behind an even side is not, and with it oneDNN's gradient
-    # may take twenty times as long.
+    # With stride 2 the border behind an even side is not read; if it is padded all the same, oneDNN's gradient may
+    # take twenty times as long.
     bottom, right = behind = [1 - (side - 1) % layer.stride[0] for side in x.shape[2:]]
     if _lies_on_card(x) and min(x.shape[2:]) >= 4:
         return Reflected.apply(x, layer.weight, layer.stride, behind)

@@ -23,9 +23,9 @@ PRECISIONS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": to
 
 #: How a fit uses the machine; only benchmarks and tests change it.
 TUNING = {
-    # CPU: the size of a tensor from which the faster forms are used.
+    # CPU: the number of values in a tensor from which the faster forms are used.
     "large": 2**16,
-    # CPU: try whether fewer threads are faster.
+    # CPU: test whether fewer threads are faster.
     "threads": True,
     # CUDA: capture a step as a graph.
     "graph": True,
@@ -49,9 +49,9 @@ def tuned(**changes):
 def seeded(seed, purpose="", device="cpu"):
     """A new random generator, so that no function touches the global one.
 
-    For each purpose the same seed gives different numbers. Otherwise, with one seed,
+    With another purpose the same seed gives other numbers. Otherwise, with one seed,
     the noise on an image and the input z would be made of the same random numbers,
-    and the network could learn the noise from z: it did. Without a purpose it is
+    and the network could learn the noise from z: it did. Without a purpose this is
     torch's own generator for this seed. A seed is below 2**63.
     """
     check_integer("seed", seed, 0)
@@ -93,7 +93,7 @@ class Pace:
 
 @functools.cache
 def has_card():
-    """Whether there is a CUDA card that this PyTorch supports; a line says so if it supports none."""
+    """Whether there is a CUDA card that this PyTorch supports; if there is one that it does not, a line says so."""
     if not torch.cuda.is_available():
         return False
     # PyTorch also counts cards that are too old for it. Code for sm_86 runs on cards of the same major version and
@@ -125,7 +125,7 @@ def choose_budget():
 
 
 def choose_device(device="auto"):
-    """The torch.device for "cpu", "cuda", "cuda:N" or "auto", which is CUDA if there is a card, else the CPU."""
+    """The torch.device for "cpu", "cuda", "cuda:N" or "auto" (CUDA if there is a card, else the CPU), or an error."""
     if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if has_card() else "cpu")
     try:
@@ -143,7 +143,7 @@ def choose_device(device="auto"):
 def bfloat16_gain():
     """The speed-up of a 3×3 convolution, forward and backward, in bfloat16 over float32 on this CPU.
 
-    Measured once per process, in some hundredths of a second: a processor's flags do
+    Measured once per process, in a few hundredths of a second: a processor's flags do
     not tell.
     """
 
@@ -171,11 +171,11 @@ def bfloat16_gain():
 
 
 def choose_precision(precision="auto", device="cpu"):
-    """The dtype of the activations; weights and statistics have at least float32.
+    """The dtype of the activations; weights and statistics are in float32 at least.
 
     "auto" is bfloat16 where that is clearly faster: on recent CUDA cards, and on a CPU
     if a trial shows it; float16 on older cards with tensor cores; else float32. With
-    "float64", for checks, everything is in float64. "float16" is not for the CPU.
+    "float64" everything is in float64: slow, for checks. "float16" is not for the CPU.
     """
     device = torch.device(device)
     check_choice("precision", precision, ("auto", *PRECISIONS))

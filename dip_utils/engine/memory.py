@@ -79,7 +79,7 @@ def dry_pass(network, shape, dtype):
     for twin in twins.values():
         kept.pop(twin.untyped_storage()._cdata, None)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    # The output's graph holds `keep`, and that what it has kept: a cycle that Python cannot see.
+    # The output's graph holds `keep`, which holds what it has kept: a cycle that Python cannot see.
     kept.clear()
     return output, total
 
@@ -112,7 +112,7 @@ def left_in(limit, used, statistics):
 
 
 def check_memory(network, size, needed, device):
-    """Raise if so many bytes are not free; name the largest size of this shape for which they would be."""
+    """Raise if a fit needs more bytes than are free; name the largest size of this shape that would fit."""
     free = available_memory(device)
     if needed > free:
         # Earlier work may have left some in the allocators.
@@ -132,7 +132,7 @@ def check_memory(network, size, needed, device):
 
 
 def check_records(curves, keep, trace, device):
-    """Raise if so many numbers of curves, kept images (on the CPU) or a trace do not fit into memory."""
+    """Raise if curves, kept images (on the CPU) or a trace of this many numbers do not fit into memory."""
     cpu = torch.device("cpu")
     for name, numbers, place in (("steps", curves, device), ("keep", keep, cpu), ("trace", trace, device)):
         needed, free = 4 * numbers, available_memory(place)

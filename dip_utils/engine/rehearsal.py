@@ -1,4 +1,4 @@
-"""Before a fit starts everything is checked; network, operator, loss and regularizer are called once each."""
+"""Before a fit starts everything is checked; network, operator, loss and regularizer are tried out."""
 
 import copy
 
@@ -37,7 +37,7 @@ def checked_steps(keep, first, last):
 
 
 def rehearse(network, images, settings, start):
-    """Raise unless the network makes an image of z that can be compared with the target, and the fit fits into memory.
+    """Raise unless the network turns z into an image comparable with the target, and there is enough memory.
 
     Returns the shape of that image, without the batch.
     """
@@ -100,7 +100,7 @@ def _rehearse_loss(shape, target, settings):
 
 
 def _check_mean(loss, target, stop):
-    """Raise unless a loss is a mean over pixels, as hold-out needs it."""
+    """Raise unless a loss is a mean over pixels, which hold-out needs."""
     pixels, generator = target[0, 0].numel(), seeded(0, "rehearsal")
     # Raises if there is nothing to choose from.
     stop.choose(pixels)
@@ -146,7 +146,7 @@ def _rehearse_network(network, z, settings):
     try:
         output, kept = dry_pass(network, z.shape, settings.precision)
     except (RuntimeError, TypeError):
-        # It reads numbers, or uses a tensor that is not a parameter: try it for real.
+        # It needs values, or uses a tensor that is neither parameter nor buffer: try it for real.
         trial = placed("network", network, settings.device, settings.precision)
         output, kept = _attempt("network", trial, z[None].to(settings.device, settings.precision)), None
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

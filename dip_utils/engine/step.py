@@ -66,7 +66,7 @@ class Settings:
 
     def rates(self):
         """What may differ when a run is continued, and is then reported."""
-        # Plain numbers: a saved run could not hold NumPy's.
+        # Plain numbers: `load_fit` would refuse NumPy's.
         return {name: float(getattr(self, name)) for name in ("learning_rate", "input_noise")}
 
 
@@ -88,7 +88,7 @@ def lent(network, settings):
 
 
 class Problem:
-    """One network, one input, one target on a device, and an optimizer between them."""
+    """One network, one input and one target on a device, with an optimizer."""
 
     def __init__(self, network, z, target, reference, shape, steps, settings, idle):
         device, self.exact, self.idle = settings.device, settings.exact, idle
@@ -183,7 +183,7 @@ class Problem:
 
     def generate(self, x):
         """The output for an input, f_θ(x)."""
-        # Weights are rounded for the product only: in fewer bits Adam's small steps would be lost.
+        # Weights are rounded for this pass only: in fewer bits Adam's small steps would be lost.
         if self.rounded:
             rounded = Round.apply(self.precision, *self.rounded.values())
             rounded = dict(zip(self.rounded, rounded, strict=True))

@@ -2,8 +2,8 @@
 
 The threads of a step wait for each other hundreds of times. If other programs are
 busy, one of them is always late, and a small step takes several times as long as
-with a single thread. This shows: threads that wait get less processor time than they
-could use. Then a few steps are taken with fewer threads, and the faster number stays.
+with a single thread. It is visible: threads that wait get less processor time than
+they could use. Then a few steps are taken with fewer threads, and the faster number stays.
 """
 
 import threading
@@ -19,7 +19,7 @@ TRIAL = 3
 FIRST, LONGEST = 4, 256
 #: A number of threads is adopted if its steps take less than this share of the time.
 BETTER = 0.9
-#: Meanwhile other fits of the process leave the number alone, but for one inside a step.
+#: Held during a step: meanwhile other fits of the process leave the number alone, but for one inside it.
 _LOCK = threading.RLock()
 
 

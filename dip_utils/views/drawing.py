@@ -27,7 +27,7 @@ GREY = "#767676"
 WIDTH = 10.0
 #: Letters of a caption to an inch.
 LETTERS = 13
-#: Height over width: of a signal, and at least and at most of the place of an image.
+#: Height over width: of a signal; the least and the most of the space for an image.
 SIGNAL, FLAT, TALL = 0.5, 0.35, 3
 
 
@@ -37,12 +37,12 @@ def new_figure(height, dpi=150):
 
 
 def plain(text):
-    """A text that matplotlib shows as it is: $ is no mathematics, and a leading _ does not hide a label."""
+    """A text that matplotlib shows as it is: $ does not start a formula, and a leading _ does not hide a label."""
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
 def in_lines(text, inches):
-    """A text in lines of about so many inches."""
+    """A text in lines of about this many inches."""
     return textwrap.fill(text, max(5, int(LETTERS * inches)))
 
 
@@ -100,8 +100,8 @@ def add_legend(figure, grid):
 def draw_grid(rows, columns, dpi=96):
     """A figure of rows of captions and images, and the grid of its axes.
 
-    Pictures of noise make large files, so these figures have no more pixels than they
-    take on the page; figures of curves may have more.
+    Pictures of noise make large files, so by default these figures have no more pixels
+    than they take on the page; figures of curves may have more.
     """
     width = WIDTH / columns
     # Heights over widths.

@@ -49,7 +49,7 @@ def show_images(images, *, columns=None):
     """Images side by side, each under its name, at most `columns` in a row.
 
     `images` is a dict of tensors (C, H, W): three channels are red, green and blue,
-    any other number of them is shown as its mean, in grey. Each channel of a signal
+    any other number of channels is shown as their mean, in grey. Each channel of a signal
     (C, T) is a curve.
     """
     show(draw_images(images, columns), "images", "Images side by side: " + ", ".join(map(str, images)))
@@ -105,7 +105,7 @@ def film_strip(runs, steps, *, last="target"):
 
 
 def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
-    """One panel of curves beside the other, on a common vertical scale, logarithmic where `log`, from `minimum`.
+    """Panels of curves side by side, on a common vertical scale, logarithmic if `log`, from `minimum`.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
 def plot_spectra(runs, steps):
     """The power spectra of outputs at kept steps, the later the darker, and the target's in black.
 
-    A panel for each run in a dict. Target and output have one size, 32 pixels at least.
+    A panel for each run in a dict. Target and output must have the same size, at least 32 × 32.
     """
     runs = runs_by_name(runs)
     steps = check_kept(runs, steps)
@@ -169,14 +169,14 @@ def plot_spectra(runs, steps):
 def plot_stopping(run):
     """PSNR over the steps of a run; below it the held-out loss, which does not know the reference, and its choice.
 
-    The run has a reference and hold-out.
+    The run must have a reference and hold-out.
     """
     (run,) = runs_by_name({"run": run}).values()
     if run.average_psnr is None or run.held_out is None:
         raise ValueError("run: got one without reference or hold-out; wants one of fit(..., reference=…, stop=…)")
     figure = new_figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.4, 1))
-    # A run may have been given a reference only when it was continued.
+    # A run that was continued with a reference has NaN for its first steps.
     best = int(np.nanargmax(run.average_psnr))
     top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="output")
     top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
@@ -204,12 +204,12 @@ def plot_stopping(run):
 
 
 def compare(images, zoom):
-    """Images side by side, and below each an enlarged part of it.
+    """Images side by side, and below each a part of it, enlarged pixel by pixel.
 
     Parameters
     ----------
     images : dict of str to Tensor (C, H, W)
-        All of one size, by their captions.
+        All of the same size, by their captions.
     zoom : tuple of float
         Top, left, height and width of that part, as shares of the image's height
         or width.

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..engine.machine import say
 
-#: A script's figures are numbered from 1 in this folder, in order.
+#: What a script shows is written to this folder, numbered from 1.
 FOLDER = Path("figures")
 NUMBERS = itertools.count(1)
 

@@ -32,7 +32,7 @@ def new_picture():
 
 
 def bold(error):
-    """The error's words for a widget."""
+    """The error's message as HTML, in bold."""
     return f"<b>{html.escape(str(error))}</b>"
 
 
@@ -114,7 +114,7 @@ class OwnImagePanel:
         show_panel(self.box, self._show_image(), "your own image")
 
     def _show_image(self):
-        """Show the image, as large as beside the result; return the figure."""
+        """Show the image, as large as it will be beside the result; return the figure."""
         figure = draw_images({"your image": self.image}, columns=2)
         words = "press start (with a live kernel),\nand the result appears here"
         figure.text(0.75, 0.5, words, ha="center", color=GREY)

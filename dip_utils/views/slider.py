@@ -18,9 +18,9 @@ from .page import in_notebook, write
 QUALITIES = (90, 80, 65, 50, 35)
 LARGEST_SLIDER = 1_000_000
 
-# The script turns all contact sheets into sliders that are none yet: when it runs,
-# its own may be missing from the document, or be there twice. Jupyter removes the data
-# attributes of sheets that are not trusted, and so they stay sheets.
+# The script turns all contact sheets that are not sliders yet into sliders: when it
+# runs, its own may be missing from the document, or be there twice. Jupyter removes the
+# data attributes of sheets that are not trusted, and so they stay sheets.
 SCRIPT = """
 setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").forEach(root => {
   root.dataset.ready = 1;
@@ -79,8 +79,8 @@ def _frame(image, name, caption, zoom, quality):
 def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     """A slider over the kept images of up to four runs; it works without a kernel.
 
-    If JavaScript does not run, the same images stand below each other as a contact
-    sheet. A Python script writes the page to a file.
+    If JavaScript does not run, the same images stand one below another as a contact
+    sheet. In a script, the page is written to a file.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ NOT_SHOWN = "NOT shown by this run"
 def show_table(rows):
     """A table from a dict for each row: under the cell, or in a script as aligned text.
 
-    Floats are shown with three digits below 1, else with two. They are measurements:
+    Floats are shown with three decimals below 1, else with two. They are measurements:
     the test of the notebooks lets them change, and compares everything else exactly. An
     integer that may change, such as a step that a criterion chose, is given as text
     with a mark, "≈871", which the reader does not see. None is shown as a dash.
@@ -38,7 +38,7 @@ def show_table(rows):
         text = "–" if value is None else str(value)
         if not in_notebook():
             return text.replace("≈", "")
-        # A name is no Markdown.
+        # Names are not Markdown.
         return re.sub(r"([\\`*_<|~\[])", r"\\\1", text).replace("≈", UNSEEN)
 
     right = [any(isinstance(row[key], Real) or str(row[key])[:1] == "≈" for row in rows) for key in rows[0]]
