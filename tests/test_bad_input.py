@@ -147,20 +147,10 @@ CASES = {
     "float16 on the CPU": (lambda: fit(precision="float16", device="cpu"), ValueError, ["precision", "float16", "CPU"]),
     "negative seed": (lambda: fit(seed=-1), ValueError, ["seed", "-1"]),
     "seed beyond 63 bits": (lambda: fit(seed=2**63), ValueError, ["seed", "below 2**63"]),
-    "start of another network": (
-        lambda: fit(network=build(channels=(4, 8)), start=fit()),
-        ValueError,
-        ["start", "another network"],
-    ),
     "start on another target": (
         lambda: fit(start=fit(operator=lambda x: x[:, :, :16], target=IMAGE[:, :16])),
         ValueError,
         ["target", "(3, 16, 48)", "(3, 32, 48)"],
-    ),
-    "start on another picture": (
-        lambda: fit(start=fit(), target=1 - IMAGE),
-        ValueError,
-        ["start", "another target", "this target"],
     ),
     "operator without a gradient": (
         lambda: fit(operator=lambda x: x.detach()),
@@ -437,10 +427,6 @@ def broken_png(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
-def bomb(path):
-    Image.new("1", (20_000, 20_000)).save(path)
-
-
 def tiff(values):
     return lambda path: tifffile.imwrite(path, np.linspace(*values, 64 * 64).reshape(64, 64))
 
@@ -456,7 +442,6 @@ FILES = {
         ValueError,
         ["a HEIC file", "pip install pillow-heif"],
     ),
-    "bomb.png": (bomb, ValueError, ["too large"]),
     "seven.tiff": (lambda path: Image.new("F", (64, 64), 7.0).save(path), ValueError, ["up to 7", "white=7"]),
     "floats.tiff": (tiff((0, 255)), ValueError, ["up to 255", "up to 1", "white=255"]),
     "tomogram.tiff": (tiff((-1024, 2252)), ValueError, ["negative values, from -1024 to 2252"]),
@@ -510,12 +495,17 @@ def test_any_tensor_is_an_image_or_refused(x):
                 call()
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(0, 12), min_size=3, max_size=3), st.lists(st.integers(0, 12), min_size=3, max_size=3))
-def test_any_shapes_fit_or_are_refused(z_shape, target_shape):
+@settings(max_examples=100, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(3, 8), st.integers(3, 8)),
+    st.integers(2, 3),
+    st.tuples(st.integers(0, 1), st.integers(0, 1)),
+)
+def test_any_shapes_fit_or_are_refused(z_shape, channels, excess):
     """Two scales, two input channels, three output channels: exactly these shapes make a fit."""
-    fits = z_shape[0] == 2 and min(z_shape[1:]) >= 5 and target_shape == [3, *z_shape[1:]]
-    z, target = torch.rand(z_shape, generator=torch.Generator().manual_seed(0)), torch.zeros(target_shape)
+    fits = z_shape[0] == 2 and min(z_shape[1:]) >= 5 and channels == 3 and excess == (0, 0)
+    z = torch.rand(z_shape, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(channels, z_shape[1] + excess[0], z_shape[2] + excess[1])
     if fits:
         assert np.isfinite(dip.fit(build(), z, target, steps=1).loss).all()
     else:

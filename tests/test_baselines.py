@@ -6,8 +6,6 @@ from scipy.ndimage import gaussian_filter
 import dip_utils as dip
 from dip_utils.baselines import STRENGTHS
 
-from .conftest import build
-
 
 def test_gaussian_blur_is_scipys(photograph):
     blurred = dip.denoise(photograph, "Gaussian blur", 0.1, 1.2)
@@ -36,27 +34,28 @@ def test_each_denoiser_takes_any_number_of_channels(photograph, channels):
 
 
 def test_tuning_takes_the_best_on_the_other_photographs(photograph):
+    """No strength, from half to twice the chosen one, is clearly better."""
     others = [photograph, photograph.flip(2)]
     noisy = [dip.add_gaussian_noise(image, 0.2, seed=seed) for seed, image in enumerate(others)]
-    scores = {
-        strength: sum(
-            dip.psnr(clean, dip.denoise(image, "total variation", 0.2, strength))
-            for clean, image in zip(others, noisy, strict=True)
-        )
-        for strength in STRENGTHS["total variation"]
-    }
-    assert dip.tune_denoiser(others, "total variation", 0.2) == max(scores, key=scores.get)
+
+    def score(strength):
+        pairs = zip(others, noisy, strict=True)
+        return np.mean([dip.psnr(x, dip.denoise(image, "total variation", 0.2, strength)) for x, image in pairs])
+
+    chosen = dip.tune_denoiser(others, "total variation", 0.2)
+    assert score(chosen) > max(score(chosen * factor) for factor in np.geomspace(0.5, 2, 13)) - 0.05
+    assert score(chosen) > max(score(chosen / 2), score(chosen * 2))
 
 
-def test_strengths_reach_beyond_the_best_at_the_labs_noise():
-    """No method is held back by the ends of its range."""
-    photographs = [dip.resize(dip.sample(name), 96, 96) for name in ("chelsea", "rocket")]
-    for method, strengths in STRENGTHS.items():
-        assert strengths[0] < dip.tune_denoiser(photographs, method, 25 / 255) < strengths[-1], method
+@pytest.mark.parametrize("method", STRENGTHS)
+def test_strengths_reach_beyond_the_best_at_the_labs_noise(method, capsys):
+    """No method is held back by the ends of its range, of which there would be a line."""
+    dip.tune_denoiser([dip.resize(dip.sample(name), 96, 96) for name in ("chelsea", "rocket")], method, 25 / 255)
+    assert capsys.readouterr().out == ""
 
 
 def test_tuning_says_where_its_strengths_end(photograph, capsys):
-    assert dip.tune_denoiser([photograph], "Gaussian blur", 1 / 255) == STRENGTHS["Gaussian blur"][0]
+    assert dip.tune_denoiser([photograph], "Gaussian blur", 1 / 255) == 0.4
     assert "Gaussian blur: the best strength, 0.4, is an end" in capsys.readouterr().out
 
 
@@ -91,20 +90,3 @@ def test_total_variation_of_a_step_edge():
     # One row has no vertical neighbours, one pixel has none.
     assert dip.total_variation(image[..., :1, :]).item() == pytest.approx(0.5 / 9)
     assert dip.total_variation(image[..., :1, :1].requires_grad_()).item() == 0
-
-
-def test_regularizer_is_added_to_what_is_minimised(z, photograph):
-    """(x − t)² + x²/2 and (x − 2t/3)² + (x − 2t/3)²/2 differ by a constant: they have the same gradient."""
-    run = dip.fit(
-        build(), z, photograph, steps=30, precision="float64", device="cpu",
-        regularizer=lambda x: 0.5 * x.square().mean(),
-    )  # fmt: skip
-    plain = dip.fit(build(), z, photograph, steps=30, precision="float64", device="cpu")
-    scaled = dip.fit(
-        build(), z, photograph * 2 / 3, steps=30, precision="float64", device="cpu",
-        regularizer=lambda x: 0.5 * (x - photograph * 2 / 3).square().mean(),
-    )  # fmt: skip
-    assert torch.allclose(run.output, scaled.output, atol=1e-4)
-    assert not torch.allclose(run.output, plain.output, atol=1e-2)
-    # The recorded loss is the data term alone.
-    assert run.loss[-1] == pytest.approx(dip.mse(photograph, run.output), rel=1e-4)

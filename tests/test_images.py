@@ -188,8 +188,10 @@ def test_exif_rotation_is_applied(tmp_path, capsys, ending):
 
 
 def test_cmyk(tmp_path, capsys):
-    write(tmp_path / "a.jpg", "CMYK")
-    assert dip.load_image(tmp_path / "a.jpg").shape == (3, 40, 64)
+    """Magenta and yellow ink make red."""
+    Image.new("CMYK", (64, 40), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    image = dip.load_image(tmp_path / "a.jpg")
+    assert image.shape == (3, 40, 64) and torch.allclose(image, torch.tensor([1.0, 0, 0])[:, None, None], atol=0.1)
     assert "converted from CMYK to RGB" in capsys.readouterr().out
 
 

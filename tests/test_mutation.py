@@ -9,8 +9,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from dip_utils.views.tables import UNSEEN
-
+#: The mark of a measured integer: a character without width.
+UNSEEN = "\u2060"
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mutation")]
 
 ROOT = Path(__file__).resolve().parent.parent

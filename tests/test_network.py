@@ -292,7 +292,7 @@ def test_a_bias_without_an_effect_stays_also_after_an_older_file(z, photograph):
     bias = "scales.down.0.0.bias"
     # As files had it that were written when each bias was trained.
     part.state[f"gradient.{bias}"] = torch.ones(4)
-    dip.fit(again, z, photograph, steps=200, device="cpu", start=part)
+    dip.fit(again, z, photograph, steps=30, device="cpu", start=part)
     assert torch.equal(dict(again.named_parameters())[bias], dict(network.named_parameters())[bias])
 
 
