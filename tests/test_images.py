@@ -1,5 +1,6 @@
 import contextlib
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -346,3 +347,18 @@ def test_crop(photograph):
     assert torch.equal(dip.crop(photograph, 8, 10, top=3, left=5), photograph[:, 3:11, 5:15])
     assert torch.equal(dip.crop(photograph, 8, 10), photograph[:, 12:20, 19:29])
     assert not dip.crop(photograph.clone().requires_grad_(), 8, 10).requires_grad
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    """As it stands there, on fewer pixels and in fewer steps."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), flags=re.DOTALL)
+    for old, new in (("256, 256", "40, 48"), ("steps=3000", "steps=150")):
+        assert old in code
+        code = code.replace(old, new)
+    clean = dip.crop(dip.sample("chelsea"), 60, 60)
+    dip.save_image(dip.add_gaussian_noise(clean, 25 / 255, seed=0), tmp_path / "noisy.png")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    result, clean = dip.load_image("denoised.png"), dip.crop(clean, 40, 48)
+    assert dip.psnr(clean, result) > dip.psnr(clean, dip.crop(dip.load_image("noisy.png"), 40, 48))
