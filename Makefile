@@ -25,7 +25,7 @@ lint: $(READY)
 
 # A worker for each core, each with one thread.
 fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m "not slow" -n auto --dist worksteal
 
 # Among them the notebooks in JupyterLab in a real browser.
 slow: $(READY)

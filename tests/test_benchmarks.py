@@ -36,6 +36,7 @@ def pictures(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_denoising_of_a_folder(pictures, tmp_path, monkeypatch, capsys):
     plain, fitted = dip.fit, []
 

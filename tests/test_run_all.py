@@ -95,6 +95,7 @@ def test_the_progress_of_a_live_plot_is_told(write, monkeypatch, capsys):
     assert re.search(r"cell 1 of 1: output: +\d+%.* \d+/3000 ", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(run_all.HERE.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_pages_are_complete_offline(path, tmp_path, monkeypatch):
     """No script, style sheet or font comes from elsewhere, and no formula waits for a renderer."""

@@ -123,9 +123,9 @@ def test_a_signal_is_shown_as_a_curve():
     assert right[: rows // 2].any() and not right[rows // 2 :].any()
 
 
-@pytest.mark.parametrize("channels", [2, 31])
-def test_two_or_31_channels_are_shown_everywhere(channels, photograph):
-    image = photograph.repeat(11, 1, 1)[:channels].contiguous()
+def test_four_channels_are_shown_everywhere(photograph):
+    """They are no colours with transparency."""
+    image = photograph.repeat(2, 1, 1)[:4].contiguous()
     with cell() as shown:
         run = fit(image, watch=dip.LivePlot(), reference=image)
         dip.film_strip({"a": run}, (0, 4), last="reference")
