@@ -82,11 +82,20 @@ def test_gradients_of_an_earlier_pass_are_not_fitted(z, photograph):
     assert np.array_equal(fit(z, photograph, 3, network=network).loss, fit(z, photograph, 3).loss)
 
 
+def test_loss_falls_in_short_floats_too(z, photograph):
+    for precision in ("float32", "bfloat16"):
+        run = fit(z, photograph, 100, precision=precision)
+        assert run.loss[-1] < run.loss[0] / 3
+
+
 def test_network_comes_back_trained_plain_and_without_gradients(z, photograph):
     network = build()
     run = fit(z, photograph, 30, network=network, precision="bfloat16", input_noise=0)
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" and p.grad is None for p in network.parameters())
     assert (network(z[None])[0] - run.output).abs().max() < 0.05
+    plain = build()
+    plain.load_state_dict(network.state_dict())
+    assert torch.equal(network(z[None]), plain(z[None]))
 
 
 # --- whatever history the tensors have
