@@ -1,4 +1,4 @@
-"""The method: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖² + R(f_θ(z)), by gradient descent.
+"""The method: x* = f_θ*(z) with θ* = argmin ‖d(f_θ(z)) − x₀‖² + R(f_θ(z)), by Adam.
 
 `fit` checks its arguments and runs the loop; `Fit` is its result. The mathematics
 of one step is in `engine/step.py`. In plain PyTorch the loop would be
@@ -25,7 +25,7 @@ from .engine.checks import check_integer, first_line
 from .engine.graph import Stepper, on_device
 from .engine.guard import Guard
 from .engine.machine import choose_device, choose_precision, keep_freed_memory, release_memory, say
-from .engine.rehearsal import checked_images, checked_steps, rehearse
+from .engine.rehearsal import attempt, checked_images, checked_steps, rehearse
 from .engine.step import Problem, Settings, lent
 from .engine.watch import Watcher, stop_button
 from .network import SkipNetwork
@@ -120,12 +120,14 @@ class Fit:
     def save(self, path):
         """Write the run to a file that ends with ``.pt``, from which `load_fit` restores all of it.
 
-        A run saved from `watch`, while it is under way, is restored as one that was stopped there.
+        A run saved or copied from `watch`, while it is under way, becomes one that was stopped there.
         """
-        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        if self.complete is not None:
-            content |= self.complete() | {"running": False, "interrupted": True}
-        saving.save(content, path)
+        content = self.__getstate__()
+        saving.save({entry.name: content[entry.name] for entry in fields(self)}, path)
+
+    def __getstate__(self):
+        stopped = {"complete": None, "running": False, "interrupted": True}
+        return vars(self) | ({} if self.complete is None else self.complete() | stopped)
 
     def __repr__(self):
         quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
@@ -163,7 +165,7 @@ def fit(
     device="auto",
     precision="auto",
 ):
-    """Fit a network to one image by gradient descent: the deep image prior.
+    """Fit a network to one image: the deep image prior.
 
     Minimises loss(d(f_θ(z + n)), x₀) + R(f_θ(z + n)) over θ with Adam; the noise
     n is drawn anew at each step. Interrupting it (■) ends it between two steps
@@ -227,7 +229,7 @@ def fit(
         as a graph: Python code of network and operator runs only a few times.
     precision : {"auto", "float64", "float32", "bfloat16", "float16"}
         Of the activations; see `choose_precision`. For a network that is not a
-        `SkipNetwork`, "auto" is float32.
+        `SkipNetwork`, or has buffers, "auto" is float32.
 
     Returns
     -------
@@ -252,7 +254,9 @@ def fit(
     if watch is not None and (isinstance(watch, type) or not callable(watch)):
         raise TypeError(f"watch: got {watch!r}; wants a function of the run, for example LivePlot()")
     check_integer("steps", steps, 1)
-    if precision == "auto" and not isinstance(network, SkipNetwork):
+    # Buffers are not rounded, and do not mix with activations that are.
+    plain = isinstance(network, SkipNetwork) and not any(buffer.is_floating_point() for buffer in network.buffers())
+    if precision == "auto" and not plain:
         precision = "float32"
     settings = Settings(
         operator, loss, regularizer, learning_rate, input_noise, trace, stop, seed,
@@ -260,7 +264,10 @@ def fit(
     )  # fmt: skip
     keep_freed_memory()
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),
+            stop_button() as presses,
+        ):  # fmt: skip
             images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)
             before = 0 if start is None else start.steps
@@ -274,7 +281,7 @@ def fit(
             # Four curves at most.
             records = run.planned + 1
             memory.check_records(4 * records, len(keep) * values, min(trace, values) * records, device)
-            with stop_button() as presses, on_device(device), lent(network, settings) as idle:
+            with on_device(device), lent(network, settings) as idle:
                 problem = Problem(network, *images, shape, run.planned, settings, idle)
                 try:
                     return _descend(problem, run, start, keep, Watcher(watch, presses), presses)
@@ -298,7 +305,7 @@ def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
     begun, step, hold_out = time.perf_counter() - run.seconds, 0, problem.hold_out
     if start is None:
-        problem.evaluate()
+        attempt("network", lambda _: problem.evaluate(), problem.z.to(problem.precision))
     else:
         problem.resume(start)
         step = start.steps

@@ -173,6 +173,25 @@ def test_any_network_but_our_own_is_fitted_in_float32(z, photograph, name):
     assert dip.fit(weighted(NETWORKS[name]()), z, photograph, steps=1, device="cpu").precision == "float32"
 
 
+def test_our_own_with_buffers_is_fitted_in_float32(z, photograph):
+    """They are not rounded as its weights are, and do not mix with numbers that are."""
+    network = build()
+    with torch.random.fork_rng(devices=[]):
+        for layer in list(network.modules()):
+            if isinstance(layer, nn.Conv2d):
+                nn.utils.parametrizations.spectral_norm(layer)
+    run = dip.fit(network, z, photograph, steps=5, device="cpu")
+    assert run.precision == "float32" and run.loss[-1] < run.loss[0]
+
+
+def test_buffers_that_do_not_mix_are_named(z, photograph):
+    network = weighted(Plain())
+    network.register_buffer("grid", torch.linspace(0, 1, 9))
+    network.register_forward_pre_hook(lambda layer, x: F.conv2d(x[0], layer.grid.view(1, 1, 3, 3).repeat(2, 2, 1, 1)))
+    with pytest.raises(ValueError, match=r"network: got one that fails on a tensor of .*, bfloat16, on cpu"):
+        dip.fit(network, z, photograph[:, 1:-1, 1:-1], steps=5, device="cpu", precision="bfloat16")
+
+
 @pytest.mark.parametrize("name", ["a tensor of its own", "a decision"])
 def test_what_cannot_be_foreseen_is_said(z, photograph, name, capsys):
     dip.fit(weighted(NETWORKS[name]()), z, photograph, steps=1, device="cpu")

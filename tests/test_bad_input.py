@@ -81,6 +81,12 @@ CASES = {
     "strip of a run": (lambda: dip.film_strip(fit(), [0]), TypeError, ["runs", "Fit", "dict"]),
     "slider of a list": (lambda: dip.browse([fit()]), TypeError, ["runs", "list", "dict"]),
     "spectra of a run": (lambda: dip.plot_spectra(fit(), [0]), TypeError, ["runs", "Fit", "dict"]),
+    "kernel of a factor": (lambda: dip.plot_kernel(4), TypeError, ["downsampler", "got 4", "LanczosDownsampler"]),
+    "precision for a device that is none": (
+        lambda: dip.choose_precision("auto", "gpu"),
+        ValueError,
+        ["device", "gpu", "'cuda'"],
+    ),
     "curves without a panel": (
         lambda: dip.plot_curves({"a": fit().loss}, ylabel="loss"),
         TypeError,
@@ -444,6 +450,7 @@ FILES = {
     ),
     "seven.tiff": (lambda path: Image.new("F", (64, 64), 7.0).save(path), ValueError, ["up to 7", "white=7"]),
     "floats.tiff": (tiff((0, 255)), ValueError, ["up to 255", "up to 1", "white=255"]),
+    "dark floats.tiff": (tiff((0, 206)), ValueError, ["up to 206", "white=255"]),
     "tomogram.tiff": (tiff((-1024, 2252)), ValueError, ["negative values, from -1024 to 2252"]),
     "hole.tiff": (tiff((0, math.nan)), ValueError, ["NaN"]),
     "complex.tiff": (tiff((0, 1j)), ValueError, ["complex128"]),

@@ -1,7 +1,9 @@
 """`fit` against the textbook loop; going on, saving, ■, divergence, watching; what it refuses to take over."""
 
+import copy
 import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -338,6 +340,18 @@ def test_a_run_saved_under_way_is_gone_on_from_there(z, photograph, tmp_path):
     rest = fit(z, photograph, 60 - part.steps, start=part, **options | dict(operator=None))
     assert np.array_equal(rest.loss, whole.loss) and np.array_equal(rest.held_out, whole.held_out)
     assert torch.equal(rest.chosen, whole.chosen) and torch.equal(rest.trace, whole.trace)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["copy", "pickle"])
+def test_a_run_copied_under_way_is_one_that_was_stopped_there(z, photograph, tmp_path, copied):
+    copies, options = [], dict(operator=Slow(0.01), stop=dip.HoldOut(first=0))
+    whole = fit(z, photograph, 60, watch=lambda run: copies.append(copied(run)), **options)
+    part, finished = copies[0], copies[-1]
+    assert 0 < part.steps < 60 and part.interrupted and not part.running
+    assert finished.steps == 60 and not finished.interrupted and not finished.running
+    part.save(tmp_path / "run.pt")
+    rest = fit(z, photograph, 60 - part.steps, start=dip.load_fit(tmp_path / "run.pt"), **options | dict(operator=None))
+    assert np.array_equal(rest.loss, whole.loss) and torch.equal(rest.chosen, whole.chosen)
 
 
 def test_a_run_that_failed_holds_on_to_nothing_but_itself(z, photograph, tmp_path):
@@ -789,6 +803,16 @@ def test_a_card_that_this_pytorch_was_not_built_for_is_left_alone(monkeypatch, c
         assert capsys.readouterr().out.count("The CUDA card is not used") == (not used)
     finally:
         has_card.cache_clear()
+
+
+def test_a_regularizer_may_be_of_the_weights_alone(z, photograph):
+    sizes = {}
+    for weight in (0, 0.1):
+        network = build()
+        decay = lambda x: weight * sum(p.square().mean() for p in network.parameters())  # noqa: B023, E731
+        fit(z, photograph, 60, network=network, regularizer=decay)
+        sizes[weight] = sum(p.square().sum().item() for p in network.parameters())
+    assert sizes[0.1] < 0.9 * sizes[0]
 
 
 def test_a_regularizer_on_the_weights_counts_in_every_precision(z, photograph):

@@ -148,6 +148,7 @@ def test_signals_are_shown_in_live_plot_and_film_strip(wave):
 
 LONG = "natural + noise (recipe A), from another initialisation"
 WIDE, HIGH = dip.uniform_noise(3, 16, 320, seed=0), dip.uniform_noise(3, 300, 4, seed=0)
+SQUARE = dip.uniform_noise(3, 32, 32, seed=0)
 
 
 def named(number, thing):
@@ -158,6 +159,7 @@ CROWDED = {
     "many long captions": lambda: dip.show_images(named(8, WIDE)),
     "grid of long captions": lambda: dip.show_images(named(20, WIDE), columns=5),
     "comparison of many": lambda: dip.compare(named(6, WIDE), (0, 0, 1, 0.1)),
+    "long captions of squares": lambda: dip.show_images(named(8, SQUARE)),
     "high pictures": lambda: dip.show_images(named(3, HIGH)),
     "strip of panoramas": lambda: dip.film_strip(
         dict.fromkeys(("natural + noise", "shuffled"), a_run(WIDE, [WIDE] * 6)), range(6)
@@ -185,6 +187,12 @@ def test_every_text_lies_inside_its_figure_and_none_on_another(name, drawn):
         # Lines of text are set close.
         overlap = min(box.x1, another.x1) - max(box.x0, another.x0), min(box.y1, another.y1) - max(box.y0, another.y0)
         assert min(overlap) < 2, (one, other)
+
+
+def test_a_curve_below_the_minimum_does_not_turn_the_axis(drawn):
+    dip.plot_curves({"mine": {"average": np.arange(20, 29)}}, ylabel="PSNR (dB)", minimum=30)
+    (low, high) = drawn[0].axes[0].get_ylim()
+    assert low <= 20 and high >= 28
 
 
 def test_names_are_shown_as_they_are(drawn):

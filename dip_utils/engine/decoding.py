@@ -56,10 +56,11 @@ def decode(path, longest, white):
         raise ValueError(f"{got}, which holds NaN or infinite values; wants finite ones")
     if least < -ROUNDING * top:
         raise ValueError(f"{got} with negative values, from {least:.7g} to {largest:.7g}; wants none below 0")
+    # White is rarely the brightest value of a picture: that of 8, 10, 12 bits, whichever is above it.
+    likely = 2 ** int(np.ceil(largest)).bit_length() - 1
     if largest > (1 + ROUNDING) * top:
-        raise ValueError(f"{got} with values up to {largest:.7g}; wants them up to {top:g}, or white={largest:.7g}")
+        raise ValueError(f"{got} with values up to {largest:.7g}; wants them up to {top:g}, or perhaps white={likely}")
     if white is None and most > 255 and 0 < largest < most / 8:
-        likely = 2 ** int(largest).bit_length() - 1
         done.append(
             f"dark: its values end at {largest} of {most}; if its white is {likely}, load it with white={likely}"
         )

@@ -116,7 +116,7 @@ def has_card():
 def choose_budget():
     """How much work a notebook does: ``DIP_BUDGET``, or if it is not set, "full" with CUDA, else "quick".
 
-    "full" means the report's sizes and steps, "quick" minutes on a laptop; "smoke" is
+    "full" means the report's steps and larger pictures, "quick" minutes on a laptop; "smoke" is
     for automatic tests.
     """
     budget = os.environ.get("DIP_BUDGET") or ("full" if has_card() else "quick")
@@ -143,7 +143,7 @@ def choose_device(device="auto"):
 def bfloat16_gain():
     """The speed-up of a 3×3 convolution, forward and backward, in bfloat16 over float32 on this CPU.
 
-    Measured once per process, in a few hundredths of a second: a processor's flags do
+    Measured once per process, in one or two tenths of a second: a processor's flags do
     not tell.
     """
 
@@ -177,7 +177,7 @@ def choose_precision(precision="auto", device="cpu"):
     if a trial shows it; float16 on older cards with tensor cores; else float32. With
     "float64" everything is in float64: slow, for checks. "float16" is not for the CPU.
     """
-    device = torch.device(device)
+    device = choose_device(device)
     check_choice("precision", precision, ("auto", *PRECISIONS))
     if precision == "auto" and device.type == "cuda":
         major = torch.cuda.get_device_capability(device)[0]

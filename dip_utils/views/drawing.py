@@ -25,7 +25,7 @@ SPARE_STYLES = (
 GREY = "#767676"
 #: Of every figure, in inches.
 WIDTH = 10.0
-#: Letters of a caption to an inch.
+#: Letters of a caption, in 9 points, to an inch.
 LETTERS = 13
 #: Height over width: of a signal; the least and the most of the space for an image.
 SIGNAL, FLAT, TALL = 0.5, 0.35, 3
@@ -51,17 +51,18 @@ def set_title(axes, title, fontsize):
     place = axes.get_subplotspec()
     ratios = place.get_gridspec().get_width_ratios()
     share = ratios[place.colspan.start] / sum(ratios)
-    axes.set_title(plain(in_lines(title, WIDTH * share)), fontsize=fontsize)
+    axes.set_title(plain(in_lines(title, WIDTH * share * 9 / fontsize)), fontsize=fontsize)
 
 
 def draw_image(axes, image, caption):
     """An image without ticks, its caption above; a signal (C, T) as a curve for each channel."""
     set_title(axes, caption, fontsize=9)
-    axes.set(xticks=[], yticks=[])
+    # Elsewhere in its place, the layout would misjudge the room for the caption.
+    axes.set(xticks=[], yticks=[], anchor="N")
     axes.spines[:].set_visible(False)
     if image.ndim == 2:
         axes.set_prop_cycle(color=[colour for colour, _ in STYLES.values()])
-        axes.plot(image.mT, linewidth=0.7)
+        axes.plot(image.mT.numpy(), linewidth=0.7)
         axes.set(xlim=(0, image.shape[1] - 1), ylim=(min(0, image.min()), max(1, image.max())), box_aspect=SIGNAL)
         axes.set_yticks([0, 0.5, 1], ["0", "½", "1"], fontsize=7)
         return

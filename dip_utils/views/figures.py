@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from ..engine.checks import check_curve, check_image, check_integer, check_number, check_several
 from ..fitting import Fit
 from ..metrics import radial_power
-from ..resampling import lanczos
+from ..resampling import LanczosDownsampler, lanczos
 from .drawing import GREY, add_legend, draw_curves, draw_grid, in_lines, new_figure, plain, style_axes
 from .page import show
 
@@ -133,7 +133,9 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
         grid[-1].annotate(plain(name), (1, level), (3, 0), fontsize=8, color=GREY, **place)
     if minimum is not None:
         check_number("minimum", minimum)
-        grid[0].set_ylim(bottom=minimum)
+        # Above all curves it would turn the axis upside down.
+        if minimum < grid[0].get_ylim()[1]:
+            grid[0].set_ylim(bottom=minimum)
     add_legend(figure, grid)
     contents = "; ".join(f"{title}: {', '.join(curves)}" for title, curves in panels.items())
     show(figure, "curves", f"{ylabel} over step: {contents}")
@@ -181,7 +183,7 @@ def plot_stopping(run):
     top.plot(run.psnr, color="#56B4E9", linewidth=0.7, label="output")
     top.plot(run.average_psnr, color="#0072B2", linewidth=1.6, label="average")
     top.plot(best, run.average_psnr[best], "*", color="black", markersize=11, label="the oracle's choice")
-    top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, run.average_psnr[best] + 0.7)
+    top.set_ylim(np.nanquantile(run.psnr, 0.1) - 1, max(run.average_psnr[best], np.nanquantile(run.psnr, 0.99)) + 0.7)
     curve, colour, step = run.held_out.copy(), "#D55E00", run.chosen_step
     # The first values say nothing, and would take up the scale.
     curve[: min(100, len(curve) // 10)] = np.nan
@@ -240,6 +242,8 @@ def compare(images, zoom):
 
 def plot_kernel(downsampler):
     """The weights of a `LanczosDownsampler`, and the kernel L(t) that they sample, t in coarse pixels."""
+    if not isinstance(downsampler, LanczosDownsampler):
+        raise TypeError(f"downsampler: got {downsampler!r}; wants a LanczosDownsampler")
     kernel, factor = downsampler.kernel, downsampler.factor
     taps = len(kernel)
     offsets = (np.arange(taps) - (taps - 1) / 2) / factor

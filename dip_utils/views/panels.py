@@ -131,7 +131,7 @@ class OwnImagePanel:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 if self.named and self.path.value:
-                    file = self.path.value
+                    file = self.path.value.strip(' "')
                 elif uploads:
                     file = Path(folder) / Path(uploads[-1]["name"]).name
                     file.write_bytes(bytes(uploads[-1]["content"]))

@@ -26,7 +26,7 @@ setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").fo
   root.dataset.ready = 1;
   const rows = [...root.querySelector(".steps").children], last = rows.length - 1;
   const bar = document.createElement("div");
-  bar.style.cssText = "display:flex;gap:8px;align-items:center;font:13px sans-serif;margin:4px 0";
+  bar.style.cssText = "width:100%;display:flex;gap:8px;align-items:center;font:13px sans-serif;margin:4px 0";
   bar.innerHTML = `<button type="button" aria-label="Play or pause">▶</button>
     <label>step <input type="range" min="0" max="${last}" value="${last}" aria-label="Step"
     style="width:280px;vertical-align:middle" data-lm-suppress-shortcuts="true"></label><output></output>`;
@@ -44,7 +44,7 @@ setTimeout(() => document.querySelectorAll("[data-browse]:not([data-ready])").fo
     timer = setInterval(() => { input.value = (+input.value + 1) % rows.length; move(); }, 400);
   };
   input.oninput = () => { pause(); move(); };
-  root.querySelector(".steps").before(bar);
+  root.prepend(bar);
   move();
 }), 0);
 """
@@ -87,7 +87,7 @@ def browse(runs, *, beside="target", centre=(0.5, 0.5)):
     runs : dict of str to Fit
         Runs that kept the same steps.
     beside : {"target", "reference"}
-        What stands above the outputs.
+        What stands above the outputs, or of a single run beside them.
     centre : tuple of float
         If an output has a side of more than 256 pixels (200 with four runs), only a
         part is shown, pixel for pixel: its middle, as shares of height and width.
@@ -128,8 +128,10 @@ def browse(runs, *, beside="target", centre=(0.5, 0.5)):
         if len(fixed) + len(moving) < LARGEST_SLIDER:
             break
     identity = "dip-browse-" + hashlib.sha256((fixed + moving).encode()).hexdigest()[:12]
+    # Of a single run the two stand side by side.
+    flow = ' style="display:flex;flex-wrap:wrap"' if len(runs) == 1 else ""
     page = (
-        f'<div id="{identity}" data-browse="" role="group" aria-label="Kept images, step by step">'
+        f'<div id="{identity}" data-browse="" role="group" aria-label="Kept images, step by step"{flow}>'
         f'{fixed}<div class="steps">{moving}</div></div><script>{SCRIPT}</script>'
     )
     if not in_notebook():
