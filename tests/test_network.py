@@ -219,6 +219,12 @@ def with_forward(layer):
     return layer
 
 
+def with_join(layer):
+    plain = layer.forward
+    layer.forward = lambda *arguments: F.relu(plain(*arguments))
+    return layer
+
+
 def halved_in_turn(blocks):
     """First one side is halved, then the other."""
     for block, inputs, stride in zip(blocks, (2, 4), ((1, 2), (2, 1)), strict=True):
@@ -241,6 +247,9 @@ REPLACED = {
     "no norm": ("up.0", lambda old: nn.Identity()),
     "a hook": ("down.1.0", with_hook),
     "a hook behind": ("down.1.1", with_pre_hook),
+    "a hook on the join": ("join", with_hook),
+    "a hook on layers in a row": ("up", with_pre_hook),
+    "a forward of its own on the join": ("join", with_join),
     "a forward of its own": ("down.1.0", with_forward),
     "a forward of its own behind": ("up.0", with_forward),
 }

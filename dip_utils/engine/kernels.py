@@ -62,16 +62,19 @@ def is_own_norm(layer):
     return own and is_untouched(layer)
 
 
+def chain(layer):
+    """The layers of a Sequential, and of those in it, in the order in which they compute; else the layer alone."""
+    plain = type(layer) is nn.Sequential and is_untouched(layer)
+    return [part for child in layer for part in chain(child)] if plain else [layer]
+
+
 def before_batch_norm(network):
     """The set of convolutions in a network's scales that are followed at once by a batch norm."""
     pairs = []
-    for scale in (layer for layer in network.modules() if type(layer) is Scale):
-        parts = [part for part in (scale.down, scale.skip, scale.up) if type(part) is nn.Sequential]
-        blocks = [block for part in parts for block in part if type(block) is nn.Sequential]
-        for chain in parts + blocks:
-            pairs += itertools.pairwise(chain)
-        if type(scale.join) is Join and scale.up in parts:
-            pairs += [(scale.join.convolution, layer) for layer in scale.up[:1]]
+    for scale in (layer for layer in network.modules() if type(layer) is Scale and "forward" not in vars(layer)):
+        join = [scale.join.convolution] if type(scale.join) is Join and is_untouched(scale.join) else []
+        for layers in (chain(scale.down), chain(scale.skip), join + chain(scale.up)):
+            pairs += itertools.pairwise(layers)
     return {first for first, second in pairs if is_own_convolution(first) and is_own_norm(second)}
 
 
@@ -85,7 +88,7 @@ def accelerated(network):
     norms = [layer for layer in network.modules() if is_own_norm(layer) and layer.num_features <= NARROW]
     joins = [
         layer for layer in network.modules()
-        if type(layer) is Join and is_untouched(layer) and is_own_norm(layer.norm)
+        if type(layer) is Join and is_own_norm(layer.norm)
         and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
     ]  # fmt: skip
     # A cache for each fit: its graph knows the matrices by their addresses.
