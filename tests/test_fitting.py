@@ -513,6 +513,21 @@ def test_a_step_that_is_broken_off_leaves_the_run_as_it_was_before(z, photograph
     assert sorted(run.kept) == [0, 25] and torch.equal(run.kept[25], run.output)
 
 
+def test_stop_button_before_the_first_step_keeps_the_network(z, photograph):
+    """While everything is tried out."""
+    network, pressed = build(), []
+
+    def press(x):
+        if not pressed:
+            pressed.append(signal.raise_signal(signal.SIGINT))
+        return x
+
+    run = fit(z, photograph, 30, network=network, operator=press)
+    assert run.interrupted and run.steps == 0 and np.isfinite(run.loss).all()
+    twin = build().state_dict()
+    assert all(torch.equal(weight, twin[name]) for name, weight in network.state_dict().items())
+
+
 def test_watch_may_ask_to_stop_and_no_step_is_lost(z, photograph):
     def ask(run):
         if run.running:
