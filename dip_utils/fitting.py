@@ -177,7 +177,7 @@ def fit(
         The generator f_θ, from (1, C, H, W) to (1, C', H', W'): a `SkipNetwork`
         or any other; for signals, from (1, C, T) to (1, C', T'). It is trained in
         place and left on the CPU in float32. During the fit its layers have faster
-        forms: to keep a copy from `watch`, take its ``state_dict()``.
+        forms: to keep its weights from `watch`, take ``deepcopy(network.state_dict())``.
     z : Tensor, (C, H, W)
         The input, as `random_input` makes it.
     target : Tensor, (c, h, w)

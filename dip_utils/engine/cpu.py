@@ -143,22 +143,6 @@ class Transposed(torch.autograd.Function):
         return F.conv2d(gradient, weight, stride=2, padding=1), to_weight
 
 
-class AddToBorder(torch.autograd.Function):
-    """Add two rows to the first and last row of x, in place, and two columns likewise."""
-
-    @staticmethod
-    def forward(ctx, x, rows, columns):
-        ctx.mark_dirty(x)
-        border(x, 2).add_(rows)
-        border(x, 3).add_(columns)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        return gradient, border(gradient, 2), border(gradient, 3)
-
-
 def join_and_convolve(skip, y, norm, convolution):
     """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
 
@@ -185,7 +169,8 @@ def join_and_convolve(skip, y, norm, convolution):
     taps = weight[:, :, ::2].flip(2), weight[..., ::2].flip(3)
     rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), taps[0], stride=(2, 1), padding=(1, 0))
     columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), taps[1], stride=(1, 2), padding=(0, 1))
-    joined = AddToBorder.apply(joined, rows, columns)
+    border(joined, 2).add_(rows)
+    border(joined, 3).add_(columns)
     if skip is None:
         return joined
     skip = F.batch_norm(skip, None, None, norm.weight[:skips], None, training=True, eps=norm.eps)

@@ -90,6 +90,7 @@ def accelerated(network):
         layer for layer in network.modules()
         if type(layer) is Join and is_own_norm(layer.norm)
         and layer.convolution in convolutions and layer.convolution.kernel_size == (3, 3)
+        and layer.convolution.stride == (1, 1)
     ]  # fmt: skip
     # A cache for each fit: its graph knows the matrices by their addresses.
     join = functools.partial(_join, functools.cache(doubling))
@@ -116,7 +117,8 @@ def _lies_on_card(x):
 
 
 def _join(doubling, layer, skip, below, height, width):
-    if _pays(below) and height % 2 == width % 2 == 0 and min(below.shape[2:]) >= 4:
+    rows, columns = below.shape[2:]
+    if _pays(below) and (height, width) == (2 * rows, 2 * columns) and min(rows, columns) >= 4:
         return join_and_convolve(skip, below, layer.norm, layer.convolution)
     if _lies_on_card(below) and below.element_size() == 2 and max(height, width) <= LONGEST:
         x = enlarge(below, height, width, doubling)
