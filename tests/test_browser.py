@@ -115,6 +115,9 @@ class Lab:
         self.root = folder / "notebooks"
         self.root.mkdir()
         shutil.copytree(ROOT / "images", folder / "images")
+        # Two tables show what was measured on the report's own pictures.
+        (folder / "benchmarks").mkdir()
+        shutil.copy(ROOT / "benchmarks" / "report_images.json", folder / "benchmarks")
         for name in NAMES:
             notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
             for cell in notebook.cells:
