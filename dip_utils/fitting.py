@@ -126,8 +126,9 @@ class Fit:
         saving.save({entry.name: content[entry.name] for entry in fields(self)}, path)
 
     def __getstate__(self):
-        stopped = {"complete": None, "running": False, "interrupted": True}
-        return vars(self) | ({} if self.complete is None else self.complete() | stopped)
+        if self.complete is None:
+            return vars(self)
+        return vars(self) | self.complete() | {"complete": None, "running": False, "interrupted": True}
 
     def __repr__(self):
         quality = "" if self.psnr is None else f", PSNR {self.psnr[-1]:.2f} dB"
@@ -305,6 +306,7 @@ def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
     begun, step, hold_out = time.perf_counter() - run.seconds, 0, problem.hold_out
     if start is None:
+        # The rehearsal gave a network's buffers the dtype of its activations, too.
         attempt("network", lambda _: problem.evaluate(), problem.z.to(problem.precision))
     else:
         problem.resume(start)

@@ -56,7 +56,7 @@ def decode(path, longest, white):
         raise ValueError(f"{got}, which holds NaN or infinite values; wants finite ones")
     if least < -ROUNDING * top:
         raise ValueError(f"{got} with negative values, from {least:.7g} to {largest:.7g}; wants none below 0")
-    # White is rarely the brightest value of a picture: that of 8, 10, 12 bits, whichever is above it.
+    # White is rarely the brightest value of a picture: rather the largest number of as many bits.
     likely = 2 ** int(np.ceil(largest)).bit_length() - 1
     if largest > (1 + ROUNDING) * top:
         raise ValueError(f"{got} with values up to {largest:.7g}; wants them up to {top:g}, or perhaps white={likely}")
