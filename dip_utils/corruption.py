@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from .engine.checks import check_image, check_integer, check_number, check_several, check_size
-from .engine.machine import seeded
+from .engine.machine import say, seeded
 from .images import to_uint8
+
+#: A sigma above this was probably meant in levels of 255: of an image in [0, 1] it leaves nothing to see.
+LOUD = 4
 
 
 def add_gaussian_noise(image, sigma, *, seed, clip=True):
@@ -24,6 +27,8 @@ def add_gaussian_noise(image, sigma, *, seed, clip=True):
     """
     image = check_image("image", image, signal=True)
     check_number("sigma", sigma, least=0)
+    if sigma > LOUD:
+        say(f"sigma: {sigma:g} is {sigma:g} times white; for {sigma:g} of 255 levels, write {sigma:g} / 255.")
     # Not `randn_like`: the order of an image in memory would change the numbers.
     noise = torch.randn(image.shape, generator=seeded(seed, "noise on an image"), dtype=torch.float32, device="cpu")
     noisy = image + sigma * noise

@@ -308,6 +308,12 @@ def _descend(problem, run, start, keep, watcher, presses):
     if start is None:
         # The rehearsal gave a network's buffers the dtype of its activations, too.
         attempt("network", lambda _: problem.evaluate(), problem.z.to(problem.precision))
+        loss, drawn = problem.records[0, 0].item(), problem.output.isfinite().all()
+        if not math.isfinite(loss) and drawn:
+            raise ValueError(f"loss: got {loss} at step 0; wants loss and operator to make finite numbers of an image")
+        # In fewer bits the guard may mend it.
+        if not drawn and problem.precision == problem.exact:
+            raise ValueError("network: got one that makes NaN or infinite values of z; wants finite ones")
     else:
         problem.resume(start)
         step = start.steps

@@ -32,6 +32,13 @@ class Detached(torch.nn.Module):
         return self.inner(x).detach()
 
 
+def spoilt():
+    """A network that a divergence has left with a weight of NaN."""
+    network = build()
+    torch.nn.init.constant_(network.head.weight, math.nan)
+    return network
+
+
 def fit(network=None, z=Z, target=IMAGE, **options):
     return dip.fit(build() if network is None else network, z, target, **({"steps": 2} | options))
 
@@ -69,6 +76,17 @@ CASES = {
         ValueError,
         ["operator", "1 × 3 × 32 × 48", "inplace"],
     ),
+    "operator of NaN": (
+        lambda: fit(operator=lambda x: x * math.nan),
+        ValueError,
+        ["loss", "nan", "operator", "finite"],
+    ),
+    "loss without end": (
+        lambda: fit(loss=lambda made, target: ((made - target) / 0).square().mean()),
+        ValueError,
+        ["loss", "inf", "finite"],
+    ),
+    "network of NaN": (lambda: fit(network=spoilt(), precision="float32"), ValueError, ["network", "NaN", "finite"]),
     "network without a gradient": (lambda: fit(network=Detached()), TypeError, ["network", "no gradient"]),
     "lazy network": (lambda: fit(network=torch.nn.LazyConv2d(3, 1)), ValueError, ["network", "lazy", "called once"]),
     "complex network": (

@@ -24,6 +24,14 @@ def test_gaussian_noise_is_white():
         assert abs(correlation) < 5 / 256
 
 
+def test_a_sigma_in_grey_levels_is_noticed(photograph, capsys):
+    for sigma in (0, 25 / 255, 1.0, 3):
+        dip.add_gaussian_noise(photograph, sigma, seed=0)
+    assert capsys.readouterr().out == ""
+    dip.add_gaussian_noise(photograph, 25, seed=0)
+    assert "25 / 255" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("clip", [True, False])
 def test_gaussian_noise_clips_only_where_asked(photograph, clip):
     noisy = dip.add_gaussian_noise(photograph, 1.0, seed=0, clip=clip)
