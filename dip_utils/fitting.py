@@ -25,7 +25,7 @@ from .engine.checks import check_integer, first_line
 from .engine.graph import Stepper, on_device
 from .engine.guard import Guard
 from .engine.machine import choose_device, choose_precision, keep_freed_memory, release_memory, say
-from .engine.rehearsal import attempt, checked_images, checked_steps, rehearse
+from .engine.rehearsal import checked_images, checked_steps, evaluate_untrained, rehearse
 from .engine.step import Problem, Settings, lent
 from .engine.watch import Watcher, stop_button
 from .network import SkipNetwork
@@ -306,14 +306,7 @@ def _descend(problem, run, start, keep, watcher, presses):
     """Step until the end, or until the run is stopped; return the run."""
     begun, step, hold_out = time.perf_counter() - run.seconds, 0, problem.hold_out
     if start is None:
-        # The rehearsal gave a network's buffers the dtype of its activations, too.
-        attempt("network", lambda _: problem.evaluate(), problem.z.to(problem.precision))
-        loss, drawn = problem.records[0, 0].item(), problem.output.isfinite().all()
-        if not math.isfinite(loss) and drawn:
-            raise ValueError(f"loss: got {loss} at step 0; wants loss and operator to make finite numbers of an image")
-        # In fewer bits the guard may mend it.
-        if not drawn and problem.precision == problem.exact:
-            raise ValueError("network: got one that makes NaN or infinite values of z; wants finite ones")
+        evaluate_untrained(problem)
     else:
         problem.resume(start)
         step = start.steps

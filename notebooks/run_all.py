@@ -31,8 +31,8 @@ LARGE = 250_000
 PULSE = 20
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = ("image/png", "image/jpeg")
-#: Pixels, width and height, for which a notebook's first screen has room.
-FIRST_SCREEN = (1100, 720)
+#: Width and height in pixels that the picture of a notebook's first screen may have.
+MOST_PIXELS = (1100, 720)
 #: How the description of the picture on each notebook's first screen begins.
 FIRST_SCREENS = {
     "1_parametrization": "Film strip",
@@ -226,7 +226,7 @@ def write_first_screens():
             kind, description = picture_of(output)
             if kind and description.startswith(beginning):
                 picture = Image.open(io.BytesIO(base64.b64decode(output.data[kind]))).convert("RGB")
-                picture.thumbnail(FIRST_SCREEN, Image.Resampling.LANCZOS)
+                picture.thumbnail(MOST_PIXELS, Image.Resampling.LANCZOS)
                 (HERE.parent / "images" / f"{name}.jpg").write_bytes(encoded(picture, "jpeg", quality=90))
                 break
         else:

@@ -71,10 +71,10 @@ def _rehearse_loss(shape, target, settings):
     def differentiate(name, value):
         # A regularizer may be of the weights alone.
         options = dict(retain_graph=True, allow_unused=name == "regularizer")
-        attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options), output)
+        _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options), output)
 
     if operator is not None:
-        made = attempt("operator", operator, output)
+        made = _attempt("operator", operator, output)
         if not isinstance(made, torch.Tensor) or made.is_complex():
             got = made.dtype if isinstance(made, torch.Tensor) else type(made).__name__
             raise TypeError(f"operator: got one that returns {got}; wants one that returns a tensor of real numbers")
@@ -93,7 +93,7 @@ def _rehearse_loss(shape, target, settings):
     if regularizer is not None:
         numbers.append(("regularizer", regularizer, (output,)))
     for name, function, arguments in numbers:
-        value = attempt(name, function, *arguments)
+        value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
             raise TypeError(f"{name}: got one that returns no number with a gradient; wants a tensor of no dimensions")
         differentiate(name, value)
@@ -112,8 +112,8 @@ def _check_mean(loss, target, stop):
     hidden, seen = order[: -(-pixels // 3)], order[-(-pixels // 3) :]
     mixed = output.flatten(2).index_copy(2, hidden, target.flatten(2)[..., hidden]).view_as(target)
     name, perfect = "loss with HoldOut, of pixels in a row", in_a_row(target, hidden)
-    of_copy = attempt(name, loss, perfect, perfect)
-    of_seen = attempt(name, loss, in_a_row(output, seen), in_a_row(target, seen))
+    of_copy = _attempt(name, loss, perfect, perfect)
+    of_seen = _attempt(name, loss, in_a_row(output, seen), in_a_row(target, seen))
     if not of_copy.isfinite():
         raise ValueError("loss: got one that is not finite for a perfect copy; with HoldOut wants one that is")
     whole, parts = loss(mixed, target), of_copy.lerp(of_seen, len(seen) / pixels)
@@ -150,7 +150,7 @@ def _rehearse_network(network, z, settings):
     except (RuntimeError, TypeError):
         # It needs values, or uses a tensor that is neither parameter nor buffer: try it for real.
         trial = placed("network", network, settings.device, settings.precision)
-        output, kept = attempt("network", trial, z[None].to(settings.device, settings.precision)), None
+        output, kept = _attempt("network", trial, z[None].to(settings.device, settings.precision)), None
     size = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if not isinstance(output, torch.Tensor) or output.ndim != z.ndim + 1 or len(output) != 1:
         raise ValueError(f"network: got one that makes {size} of z; wants one image, (1, C, H, W)")
@@ -162,6 +162,18 @@ def _rehearse_network(network, z, settings):
         needed = memory_needed(network, z.shape, kept, output, accelerated=isinstance(network, SkipNetwork))
         check_memory(network, z.shape[1:], needed, settings.device)
     return tuple(output.shape[1:])
+
+
+def evaluate_untrained(problem):
+    """The first evaluation of a problem; raise if the network fails, or if something is not finite."""
+    # The rehearsal gave a network's buffers the dtype of its activations, too.
+    _attempt("network", lambda _: problem.evaluate(), problem.z.to(problem.precision))
+    loss, drawn = problem.records[0, 0], problem.output.isfinite().all()
+    if drawn and not loss.isfinite():
+        raise ValueError(f"loss: got {loss:g} at step 0; wants loss and operator to make finite numbers of an image")
+    # In fewer bits the guard may mend it.
+    if not drawn and problem.precision == problem.exact:
+        raise ValueError("network: got one that makes NaN or infinite values of z; wants finite ones")
 
 
 def move(module, device, dtype):
@@ -190,7 +202,7 @@ def placed(name, function, device, dtype):
         ) from error
 
 
-def attempt(name, function, *arguments):
+def _attempt(name, function, *arguments):
     """Call one of the user's functions as the fit will; if it fails, say on what."""
     try:
         return function(*arguments)
