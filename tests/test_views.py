@@ -166,6 +166,9 @@ CROWDED = {
     ),
     "long names of curves": lambda: dip.plot_curves({"loss": named(6, np.arange(9))}, ylabel="loss"),
     "long titles": lambda: dip.plot_curves(named(4, {"a": np.arange(9)}), ylabel="loss"),
+    "near levels": lambda: dip.plot_curves(
+        {"PSNR": {"a": np.arange(20, 29)}}, ylabel="dB", levels={"blur": 27, "wavelet": 27.01, "means": 27.02, "b": 20}
+    ),
     "prices and files": lambda: dip.show_images({"from $5 to $6, a_b^c_d": WIDE, "_DSC1.jpg": WIDE}),
 }
 
@@ -193,6 +196,18 @@ def test_a_curve_below_the_minimum_does_not_turn_the_axis(drawn):
     dip.plot_curves({"mine": {"average": np.arange(20, 29)}}, ylabel="PSNR (dB)", minimum=30)
     (low, high) = drawn[0].axes[0].get_ylim()
     assert low <= 20 and high >= 28
+
+
+def test_the_name_of_a_level_stands_beside_its_line(drawn):
+    lines = {"five": 5.0, "far above": 500.0, "one": 1.0}
+    levels = lines | {"below the minimum": 1e-3}
+    dip.plot_curves({"a": {"b": np.arange(1, 9)}}, ylabel="loss", log=True, levels=levels, minimum=0.1)
+    FigureCanvasAgg(drawn[0]).draw()
+    (axes,) = drawn[0].axes
+    assert {text.get_text() for text in axes.texts} == lines.keys()
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert box.y0 < axes.transData.transform((0, lines[text.get_text()]))[1] < box.y1
 
 
 def test_names_are_shown_as_they_are(drawn):

@@ -12,6 +12,9 @@ from ..resampling import LanczosDownsampler, lanczos
 from .drawing import GREY, add_legend, draw_curves, draw_grid, in_lines, new_figure, plain, style_axes
 from .page import show
 
+#: The height of a line of text beside a panel, as a share of the panel's.
+LINE = 0.055
+
 
 def by_name(argument, things):
     """A dict with its names as text, or an error."""
@@ -124,18 +127,26 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
     for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         draw_curves(axes, curves, names=names, log=log)
         style_axes(axes, "step", ylabel if axes is grid[0] else "", title)
-    for name, level in (by_name("levels", levels) if levels is not None else {}).items():
+    levels = by_name("levels", levels) if levels is not None else {}
+    for level in levels.values():
         check_number("levels", level)
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-        # To the right of the last panel, where there is no curve.
-        place = dict(xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
-        grid[-1].annotate(plain(name), (1, level), (3, 0), fontsize=8, color=GREY, **place)
+    # Asked for its limits, matplotlib finds them; without them `heights` would be wrong.
+    highest = grid[0].get_ylim()[1]
     if minimum is not None:
         check_number("minimum", minimum)
         # Above all curves it would turn the axis upside down.
-        if minimum < grid[0].get_ylim()[1]:
+        if minimum < highest:
             grid[0].set_ylim(bottom=minimum)
+    # To the right of the last panel, where there is no curve; a name does not cover the one below it.
+    heights, top = grid[-1].transData - grid[-1].transAxes, -1
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        height = heights.transform((0, level))[1]
+        if 0 <= height <= 1:
+            top = max(height, top + LINE)
+            place = dict(xycoords="axes fraction", textcoords="offset points", va="center")
+            grid[-1].annotate(plain(name), (1, top), (3, 0), fontsize=8, color=GREY, **place)
     add_legend(figure, grid)
     contents = "; ".join(f"{title}: {', '.join(curves)}" for title, curves in panels.items())
     show(figure, "curves", f"{ylabel} over step: {contents}")
