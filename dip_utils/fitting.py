@@ -25,7 +25,7 @@ from .engine.checks import check_integer, first_line
 from .engine.graph import Stepper, on_device
 from .engine.guard import Guard
 from .engine.machine import choose_device, choose_precision, keep_freed_memory, release_memory, say
-from .engine.rehearsal import checked_images, checked_steps, evaluate_untrained, rehearse
+from .engine.rehearsal import checked_images, checked_steps, evaluate_untrained, rehearse, reserved
 from .engine.step import Problem, Settings, lent
 from .engine.watch import Watcher, stop_button
 from .network import SkipNetwork
@@ -267,7 +267,7 @@ def fit(
     try:
         with (
             torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False),
-            stop_button() as presses,
+            stop_button() as presses, reserved(network),
         ):  # fmt: skip
             images = checked_images(z, target, reference)
             shape = rehearse(network, images, settings, start)

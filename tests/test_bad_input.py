@@ -86,6 +86,12 @@ CASES = {
         ValueError,
         ["loss", "inf", "finite"],
     ),
+    "regularizer of NaN": (lambda: fit(regularizer=lambda x: x.mean() * math.nan), ValueError, ["regularizer", "nan"]),
+    "regularizer without end": (
+        lambda: fit(regularizer=lambda x: (x - x).sqrt().mean()),
+        ValueError,
+        ["regularizer", "gradient"],
+    ),
     "network of NaN": (lambda: fit(network=spoilt(), precision="float32"), ValueError, ["network", "NaN", "finite"]),
     "network without a gradient": (lambda: fit(network=Detached()), TypeError, ["network", "no gradient"]),
     "lazy network": (lambda: fit(network=torch.nn.LazyConv2d(3, 1)), ValueError, ["network", "lazy", "called once"]),

@@ -572,6 +572,21 @@ def test_fits_in_two_threads_are_those_of_one(z, photograph):
     assert all(np.array_equal(loss, one(seed)) for seed, loss in enumerate(together))
 
 
+def test_a_network_is_in_one_fit_at_a_time(z, photograph):
+    """The second fit is refused, the first goes on as if nothing had been; then the network is free again."""
+    network, messages = build(), []
+
+    def other(run):
+        with pytest.raises(ValueError) as refused:
+            fit(z, photograph, 5, network=nn.Sequential(network, nn.Identity()))
+        messages.append(str(refused.value))
+
+    run = fit(z, photograph, 20, network=network, watch=other)
+    assert messages and set(messages) == {"network: got one that another fit is training; wants one of its own"}
+    assert np.array_equal(run.loss, fit(z, photograph, 20).loss)
+    fit(z, photograph, 5, network=network)
+
+
 # --- divergence
 
 

@@ -1,5 +1,6 @@
 """Before a fit starts everything is checked; network, operator, loss and regularizer are tried out."""
 
+import contextlib
 import copy
 
 import torch
@@ -10,6 +11,24 @@ from .checks import check_image, check_integer, check_range, check_same_shape, c
 from .hold_out import in_a_row
 from .machine import say, seeded
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
+
+#: The layers of the networks that are in a fit.
+_IN_A_FIT = set()
+
+
+@contextlib.contextmanager
+def reserved(network):
+    """Raise unless this is a network that no other fit is training; meanwhile none can."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
+    layers = set(network.modules())
+    if not layers.isdisjoint(_IN_A_FIT):
+        raise ValueError("network: got one that another fit is training; wants one of its own")
+    _IN_A_FIT.update(layers)
+    try:
+        yield
+    finally:
+        _IN_A_FIT.difference_update(layers)
 
 
 def checked_images(z, target, reference):
@@ -42,8 +61,6 @@ def rehearse(network, images, settings, start):
     Returns the shape of that image, without the batch.
     """
     z, target, reference = images
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ValueError("network: got one without trainable parameters; wants at least one that requires a gradient")
     if any(nn.parameter.is_lazy(parameter) for parameter in network.parameters()):
@@ -68,10 +85,11 @@ def _rehearse_loss(shape, target, settings):
     output = torch.ones(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
 
-    def differentiate(name, value):
+    def differentiate(name, value, x):
         # A regularizer may be of the weights alone.
-        options = dict(retain_graph=True, allow_unused=name == "regularizer")
-        _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options), output)
+        unused = name == "regularizer"
+        options = dict(retain_graph=True, allow_unused=unused, materialize_grads=unused)
+        return _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options)[0], x)
 
     if operator is not None:
         made = _attempt("operator", operator, output)
@@ -83,20 +101,25 @@ def _rehearse_loss(shape, target, settings):
             raise ValueError(f"operator: got one that returns {tuple(made.shape)}; wants one that returns {wants}")
         if not made.requires_grad:
             raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
-        differentiate("operator", made)
+        differentiate("operator", made, output)
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
     check_range("target", target, made.detach().abs().max().item())
     target = target[None].to(made)
-    numbers = [("loss", loss, (made, target))]
+    numbers = [("loss", loss, (made, target), output)]
     if regularizer is not None:
-        numbers.append(("regularizer", regularizer, (output,)))
-    for name, function, arguments in numbers:
+        # It need not be smooth at an image of one colour.
+        noise = torch.rand(output.shape, generator=seeded(0, "rehearsal"), dtype=torch.float32, device="cpu")
+        noise = noise.to(output).requires_grad_()
+        numbers.append(("regularizer", regularizer, (noise,), noise))
+    for name, function, arguments, x in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
             raise TypeError(f"{name}: got one that returns no number with a gradient; wants a tensor of no dimensions")
-        differentiate(name, value)
+        gradient = differentiate(name, value, x)
+        if name == "regularizer" and not (value.isfinite() and gradient.isfinite().all()):
+            raise ValueError(f"{name}: got one that is {value:g} for noise; wants a finite one, with a finite gradient")
     if settings.stop is not None:
         _check_mean(loss, target, settings.stop)
 
