@@ -41,8 +41,7 @@ def load_image(path, *, longest=None, white=None):
     path : str or Path
         Any format that Pillow reads; HEIC where pillow-heif is installed.
     longest : int, optional
-        Shrink so that the longer side has at most this many pixels; the shorter one is
-        rounded to an even number.
+        Shrink so that the longer side has at most this many pixels.
     white : float, optional
         The stored value that becomes 1, such as 4095 for a 12-bit picture in a
         16-bit file. If not given, the largest value of the file's integer type,
@@ -69,8 +68,7 @@ def load_image(path, *, longest=None, white=None):
     image, done = decode(path, longest, white)
     height, width = image.shape[1:]
     if longest and longest < max(height, width):
-        # Of even sides a fit takes a quarter less time.
-        smaller = [min(longest, 2 * round(side * longest / max(height, width) / 2)) or 1 for side in (height, width)]
+        smaller = [max(1, round(side * longest / max(height, width))) for side in (height, width)]
         image = resize(image, *smaller)
         done.append(f"shrunk from {height} x {width} to {smaller[0]} x {smaller[1]}")
     if done:

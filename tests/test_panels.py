@@ -179,7 +179,7 @@ def test_panel_takes_uploads_of_both_ipywidgets(photograph, tmp_path, monkeypatc
         panel.upload.value = value
         assert panel.image.shape == (3, 64, 96)
         panel.longest.value = 64
-        assert panel.image.shape == (3, 42, 64)
+        assert panel.image.shape == (3, 43, 64)
 
 
 def test_panel_stops(photograph):

@@ -16,7 +16,6 @@ from y, so that three large images are never made.
 """
 
 import itertools
-import math
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -62,7 +61,8 @@ def as_rows(x, pixels):
 def pixels_to_a_row(x):
     """How many pixels of few channels to treat as one of many: PyTorch vectorises along the channels."""
     channels = x.shape[1]
-    return math.gcd(x.numel() // channels, max(1, 128 // channels))
+    pixels, most = x.numel() // channels, max(1, 128 // channels)
+    return max(number for number in range(1, most + 1) if pixels % number == 0)
 
 
 def repeated(values, pixels):
@@ -94,15 +94,25 @@ class Survey(torch.autograd.Function):
     y with its border replicated; mean and mean square of the enlarged y, per channel;
     a quarter of the difference between the rows and columns next to the border and those
     on it. One function, so that the backward pass adds up all five gradients in place.
+
+    Where a side of the enlarged image is odd its last row or column has been cut off, and
+    y's last one counts half: SMOOTH ends with (3, 5)/16 there, not with (3, 10 + 3)/16.
     """
 
     @staticmethod
-    def forward(ctx, y):
+    def forward(ctx, y, height, width):
+        ctx.cut, ctx.pixels = [dim for dim, side in ((2, height), (3, width)) if side % 2], height * width / 4
         padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
+        for dim in ctx.cut:
+            padded.narrow(dim, -1, 1).mul_(-5 / 3)
         smooth = filter_channels(padded, SMOOTH)
+        for dim in ctx.cut:
+            padded.narrow(dim, -1, 1).copy_(padded.narrow(dim, -2, 1))
         ctx.save_for_backward(smooth)
         exact = torch.promote_types(y.dtype, torch.float32)
-        mean, square = (values.mean((0, 2, 3), dtype=exact) for values in (y, y * smooth))
+        # The filter keeps the sum of what it counts.
+        sums = (values.sum((0, 2, 3), dtype=exact) for values in (smooth if ctx.cut else y, y * smooth))
+        mean, square = (total / ctx.pixels for total in sums)
         rows, columns = ((border(y, dim, 1) - border(y, dim)).div_(4) for dim in (2, 3))
         return padded, mean, square, rows, columns
 
@@ -110,13 +120,17 @@ class Survey(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, padded, mean, square, rows, columns):
         (smooth,) = ctx.saved_tensors
-        pixels = smooth.numel() // smooth.shape[1]
         gradient = torch.ops.aten.replication_pad2d_backward(padded, smooth, [1, 1, 1, 1])
-        add_to_channels(gradient, mean / pixels, 2 * square / pixels, smooth)
+        shift = mean / ctx.pixels
+        add_to_channels(gradient, shift, 2 * square / ctx.pixels, smooth)
+        for dim in ctx.cut:
+            gradient.narrow(dim, -1, 1).sub_(shift[:, None, None] / 2)
+        if len(ctx.cut) == 2:
+            gradient[..., -1:, -1:].add_(shift[:, None, None] / 4)
         for dim, steps in ((2, rows), (3, columns)):
             border(gradient, dim).sub_(steps, alpha=1 / 4)
             border(gradient, dim, 1).add_(steps, alpha=1 / 4)
-        return gradient
+        return gradient, None, None
 
 
 class Transposed(torch.autograd.Function):
@@ -143,15 +157,15 @@ class Transposed(torch.autograd.Function):
         return F.conv2d(gradient, weight, stride=2, padding=1), to_weight
 
 
-def join_and_convolve(skip, y, norm, convolution):
-    """Enlarge y twofold, put skip in front of it, batch-normalise, reflect the border, convolve 3×3.
+def join_and_convolve(skip, y, height, width, norm, convolution):
+    """Enlarge y twofold, cut it, put skip in front, batch-normalise, reflect the border, convolve 3×3.
 
     Exact up to a constant for each channel, which the batch norm behind it removes.
-    y is (1, C, H, W) with at least 4 pixels on each side, skip (1, S, 2 H, 2 W) or None;
-    norm and convolution take S + C channels. The result is 2 H × 2 W.
+    y is (1, C, H, W) with at least 4 pixels on each side, height is 2 H or 2 H - 1, width
+    2 W or 2 W - 1, skip (1, S, height, width) or None; norm and convolution take S + C channels.
     """
     skips = 0 if skip is None else skip.shape[1]
-    padded, mean, square, rows, columns = Survey.apply(y)
+    padded, mean, square, rows, columns = Survey.apply(y, height, width)
     scale = norm.weight[skips:] * torch.rsqrt((square - mean * mean).clamp(min=0) + norm.eps)
     # The product is computed in full precision and rounded once, here; the weights may be rounded already.
     weight = convolution.weight[:, skips:] * scale[:, None, None]
@@ -159,18 +173,21 @@ def join_and_convolve(skip, y, norm, convolution):
 
     turned, wide = weight.flip(2, 3).transpose(0, 1), weight.numel() >= WIDE
     stuffed = Transposed.apply(padded, turned) if wide else F.conv_transpose2d(padded, turned, stride=2, padding=1)
-    joined = Blur.apply(stuffed)
-    # So far the border was replicated; the reflected one differs from it in the
-    # outermost pixels only.
-    height, width = joined.shape[-2:]
-    rows = F.interpolate(rows, (2, width), mode="bilinear")
-    columns = F.interpolate(columns, (height, 2), mode="bilinear")
+    joined = Blur.apply(stuffed[..., : height + 3, : width + 3])
+    # So far the image went on beyond the border as if y were replicated; reflected, it
+    # differs in the outermost pixels only, by three times as much where it is cut.
+    if height % 2:
+        rows = rows * rows.new_tensor([[1], [3]])
+    if width % 2:
+        columns = columns * columns.new_tensor([1, 3])
+    rows = F.interpolate(rows, (2, 2 * y.shape[3]), mode="bilinear")[..., :width]
+    columns = F.interpolate(columns, (2 * y.shape[2], 2), mode="bilinear")
+    rows = F.pad(rows, (1, 1, 0, 0), mode="reflect")
+    columns = F.pad(columns, (0, 0, 1, 1), mode="replicate")[..., : height + 2, :]
     # The first row or column meets the first taps, the last one the last.
     taps = weight[:, :, ::2].flip(2), weight[..., ::2].flip(3)
-    rows = F.conv2d(F.pad(rows, (1, 1, 0, 0), mode="reflect"), taps[0], stride=(2, 1), padding=(1, 0))
-    columns = F.conv2d(F.pad(columns, (0, 0, 1, 1), mode="replicate"), taps[1], stride=(1, 2), padding=(0, 1))
-    border(joined, 2).add_(rows)
-    border(joined, 3).add_(columns)
+    border(joined, 2).add_(F.conv2d(rows, taps[0], stride=(2, 1), padding=(1, 0)))
+    border(joined, 3).add_(F.conv2d(columns, taps[1], stride=(1, 2), padding=(0, 1)))
     if skip is None:
         return joined
     skip = F.batch_norm(skip, None, None, norm.weight[:skips], None, training=True, eps=norm.eps)

@@ -118,8 +118,9 @@ def _lies_on_card(x):
 
 def _join(doubling, layer, skip, below, height, width):
     rows, columns = below.shape[2:]
-    if _pays(below) and (height, width) == (2 * rows, 2 * columns) and min(rows, columns) >= 4:
-        return join_and_convolve(skip, below, layer.norm, layer.convolution)
+    doubled = 2 * rows - height in (0, 1) and 2 * columns - width in (0, 1)
+    if _pays(below) and doubled and min(rows, columns) >= 4:
+        return join_and_convolve(skip, below, height, width, layer.norm, layer.convolution)
     if _lies_on_card(below) and below.element_size() == 2 and max(height, width) <= LONGEST:
         x = enlarge(below, height, width, doubling)
         return layer.convolution(layer.norm(x if skip is None else torch.cat([skip, x], 1)))
