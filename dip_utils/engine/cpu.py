@@ -96,7 +96,7 @@ class Survey(torch.autograd.Function):
     on it. One function, so that the backward pass adds up all five gradients in place.
 
     Where a side of the enlarged image is odd its last row or column has been cut off, and
-    y's last one counts half: SMOOTH ends with (3, 5)/16 there, not with (3, 10 + 3)/16.
+    y's last one counts half.
     """
 
     @staticmethod
@@ -104,6 +104,7 @@ class Survey(torch.autograd.Function):
         ctx.cut, ctx.pixels = [dim for dim, side in ((2, height), (3, width)) if side % 2], height * width / 4
         padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
         for dim in ctx.cut:
+            # The last taps are (3, 5)/16 then, not (3, 10 + 3)/16.
             padded.narrow(dim, -1, 1).mul_(-5 / 3)
         smooth = filter_channels(padded, SMOOTH)
         for dim in ctx.cut:
