@@ -587,6 +587,16 @@ def test_a_network_is_in_one_fit_at_a_time(z, photograph):
     fit(z, photograph, 5, network=network)
 
 
+def test_two_networks_may_have_an_activation_in_common(z, photograph):
+    activation, inner = nn.Sigmoid(), []
+
+    def other(run):
+        inner.append(fit(z, photograph, 3, network=nn.Sequential(build(seed=1), activation)))
+
+    run = fit(z, photograph, 3, network=nn.Sequential(build(), activation), watch=other)
+    assert not run.remarks and inner[0].steps == 3
+
+
 # --- divergence
 
 
@@ -843,6 +853,13 @@ def test_a_regularizer_may_be_of_the_weights_alone(z, photograph):
         fit(z, photograph, 60, network=network, regularizer=decay)
         sizes[weight] = sum(p.square().sum().item() for p in network.parameters())
     assert sizes[0.1] < 0.9 * sizes[0]
+
+
+def test_a_regularizer_need_not_be_smooth_where_values_are_equal_or_at_their_ends(z, photograph):
+    def regularizer(x):
+        return 1e-3 * (x.diff(dim=-1).abs().sqrt().mean() - x.logit().square().sqrt().mean())
+
+    assert fit(z, photograph, 3, regularizer=regularizer).steps == 3
 
 
 def test_a_regularizer_on_the_weights_counts_in_every_precision(z, photograph):

@@ -12,7 +12,7 @@ from .hold_out import in_a_row
 from .machine import say, seeded
 from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
-#: The layers of the networks that are in a fit.
+#: The ids of all parameters that are in a fit.
 _IN_A_FIT = set()
 
 
@@ -21,14 +21,14 @@ def reserved(network):
     """Raise unless this is a network that no other fit is training; meanwhile none can."""
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
-    layers = set(network.modules())
-    if not layers.isdisjoint(_IN_A_FIT):
+    own = {id(parameter) for parameter in network.parameters()}
+    if not own.isdisjoint(_IN_A_FIT):
         raise ValueError("network: got one that another fit is training; wants one of its own")
-    _IN_A_FIT.update(layers)
+    _IN_A_FIT.update(own)
     try:
         yield
     finally:
-        _IN_A_FIT.difference_update(layers)
+        _IN_A_FIT.difference_update(own)
 
 
 def checked_images(z, target, reference):
@@ -109,9 +109,9 @@ def _rehearse_loss(shape, target, settings):
     target = target[None].to(made)
     numbers = [("loss", loss, (made, target), output)]
     if regularizer is not None:
-        # It need not be smooth at an image of one colour.
-        noise = torch.rand(output.shape, generator=seeded(0, "rehearsal"), dtype=torch.float32, device="cpu")
-        noise = noise.to(output).requires_grad_()
+        # It need not be smooth where values are equal, and may want values above 0 and below 1.
+        order = torch.randperm(output.numel(), generator=seeded(0, "rehearsal"), device="cpu")
+        noise = ((order + 0.5) / len(order)).view(output.shape).to(output).requires_grad_()
         numbers.append(("regularizer", regularizer, (noise,), noise))
     for name, function, arguments, x in numbers:
         value = _attempt(name, function, *arguments)
