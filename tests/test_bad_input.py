@@ -88,9 +88,14 @@ CASES = {
     ),
     "regularizer of NaN": (lambda: fit(regularizer=lambda x: x.mean() * math.nan), ValueError, ["regularizer", "nan"]),
     "regularizer without end": (
-        lambda: fit(regularizer=lambda x: (x - x).sqrt().mean()),
+        lambda: fit(regularizer=lambda x: x.mean() + math.inf),
         ValueError,
-        ["regularizer", "gradient"],
+        ["regularizer", "got inf", "finite"],
+    ),
+    "regularizer with a gradient without end": (
+        lambda: fit(regularizer=lambda x: (x - x).sqrt().mean(), precision="float32"),
+        ValueError,
+        ["regularizer", "got 0", "gradient", "finite"],
     ),
     "network of NaN": (lambda: fit(network=spoilt(), precision="float32"), ValueError, ["network", "NaN", "finite"]),
     "network without a gradient": (lambda: fit(network=Detached()), TypeError, ["network", "no gradient"]),

@@ -85,6 +85,15 @@ def test_network_is_the_obvious_one_in_value_and_gradient(size, channels, form):
             assert torch.allclose(gradient, want, rtol=0, atol=1e-9 * (1 + want.abs().max().item()))
 
 
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_the_faster_forms_take_a_batch(size):
+    network = build().double()
+    z = torch.rand(2, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = network(z)
+    with tuned(large=0), accelerated(network):
+        assert torch.allclose(network(z), expected, rtol=0, atol=1e-12)
+
+
 def test_outside_of_a_fit_the_network_is_plain():
     """So that a student's hooks, copies and files of it see nothing else."""
     network, z = build(), torch.rand(1, 2, 32, 48, generator=torch.Generator().manual_seed(0))

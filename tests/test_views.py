@@ -169,6 +169,9 @@ CROWDED = {
     "near levels": lambda: dip.plot_curves(
         {"PSNR": {"a": np.arange(20, 29)}}, ylabel="dB", levels={"blur": 27, "wavelet": 27.01, "means": 27.02, "b": 20}
     ),
+    "levels at the top": lambda: dip.plot_curves(
+        {"PSNR": named(12, np.arange(20, 29))}, ylabel="dB", levels={f"level {i}": 28 + i / 100 for i in range(7)}
+    ),
     "prices and files": lambda: dip.show_images({"from $5 to $6, a_b^c_d": WIDE, "_DSC1.jpg": WIDE}),
 }
 

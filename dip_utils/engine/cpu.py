@@ -101,7 +101,9 @@ class Survey(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y, height, width):
-        ctx.cut, ctx.pixels = [dim for dim, side in ((2, height), (3, width)) if side % 2], height * width / 4
+        ctx.cut = [dim for dim, side in ((2, height), (3, width)) if side % 2]
+        # Of y, in all images of a batch.
+        ctx.pixels = len(y) * height * width / 4
         padded = F.pad(y, (1, 1, 1, 1), mode="replicate")
         for dim in ctx.cut:
             # The last taps are (3, 5)/16 then, not (3, 10 + 3)/16.
@@ -162,8 +164,8 @@ def join_and_convolve(skip, y, height, width, norm, convolution):
     """Enlarge y twofold, cut it, put skip in front, batch-normalise, reflect the border, convolve 3×3.
 
     Exact up to a constant for each channel, which the batch norm behind it removes.
-    y is (1, C, H, W) with at least 4 pixels on each side, height is 2 H or 2 H - 1, width
-    2 W or 2 W - 1, skip (1, S, height, width) or None; norm and convolution take S + C channels.
+    y is (N, C, H, W) with at least 4 pixels on each side, height is 2 H or 2 H - 1, width
+    2 W or 2 W - 1, skip (N, S, height, width) or None; norm and convolution take S + C channels.
     """
     skips = 0 if skip is None else skip.shape[1]
     padded, mean, square, rows, columns = Survey.apply(y, height, width)

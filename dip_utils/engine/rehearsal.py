@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import threading
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from .memory import by, check_memory, dry_pass, is_out_of_memory, memory_needed
 
 #: The ids of all parameters that are in a fit.
 _IN_A_FIT = set()
+_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -22,9 +24,10 @@ def reserved(network):
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: got {type(network).__name__}; wants a SkipNetwork or another torch.nn.Module")
     own = {id(parameter) for parameter in network.parameters()}
-    if not own.isdisjoint(_IN_A_FIT):
-        raise ValueError("network: got one that another fit is training; wants one of its own")
-    _IN_A_FIT.update(own)
+    with _LOCK:
+        if not own.isdisjoint(_IN_A_FIT):
+            raise ValueError("network: got one that another fit is training; wants one of its own")
+        _IN_A_FIT.update(own)
     try:
         yield
     finally:
@@ -85,11 +88,10 @@ def _rehearse_loss(shape, target, settings):
     output = torch.ones(1, *shape, device=settings.device, dtype=settings.exact, requires_grad=True)
     made, maker = output, "the network makes of z"
 
-    def differentiate(name, value, x):
+    def differentiate(name, value):
         # A regularizer may be of the weights alone.
-        unused = name == "regularizer"
-        options = dict(retain_graph=True, allow_unused=unused, materialize_grads=unused)
-        return _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options)[0], x)
+        options = dict(retain_graph=True, allow_unused=name == "regularizer")
+        _attempt(name, lambda x: torch.autograd.grad(value.sum(), x, **options), output)
 
     if operator is not None:
         made = _attempt("operator", operator, output)
@@ -101,25 +103,20 @@ def _rehearse_loss(shape, target, settings):
             raise ValueError(f"operator: got one that returns {tuple(made.shape)}; wants one that returns {wants}")
         if not made.requires_grad:
             raise TypeError("operator: got one whose result has no gradient; wants a differentiable function")
-        differentiate("operator", made, output)
+        differentiate("operator", made)
         made, maker = made.to(settings.exact), "the operator makes of the network's output"
     if tuple(made.shape) != (1, *target.shape):
         raise ValueError(f"target: got shape {tuple(target.shape)}; wants {tuple(made.shape[1:])}, what {maker}")
     check_range("target", target, made.detach().abs().max().item())
     target = target[None].to(made)
-    numbers = [("loss", loss, (made, target), output)]
+    numbers = [("loss", loss, (made, target))]
     if regularizer is not None:
-        # It need not be smooth where values are equal, and may want values above 0 and below 1.
-        order = torch.randperm(output.numel(), generator=seeded(0, "rehearsal"), device="cpu")
-        noise = ((order + 0.5) / len(order)).view(output.shape).to(output).requires_grad_()
-        numbers.append(("regularizer", regularizer, (noise,), noise))
-    for name, function, arguments, x in numbers:
+        numbers.append(("regularizer", regularizer, (output,)))
+    for name, function, arguments in numbers:
         value = _attempt(name, function, *arguments)
         if not (isinstance(value, torch.Tensor) and value.ndim == 0 and value.requires_grad):
             raise TypeError(f"{name}: got one that returns no number with a gradient; wants a tensor of no dimensions")
-        gradient = differentiate(name, value, x)
-        if name == "regularizer" and not (value.isfinite() and gradient.isfinite().all()):
-            raise ValueError(f"{name}: got one that is {value:g} for noise; wants a finite one, with a finite gradient")
+        differentiate(name, value)
     if settings.stop is not None:
         _check_mean(loss, target, settings.stop)
 
@@ -195,8 +192,16 @@ def evaluate_untrained(problem):
     if drawn and not loss.isfinite():
         raise ValueError(f"loss: got {loss:g} at step 0; wants loss and operator to make finite numbers of an image")
     # In fewer bits the guard may mend it.
-    if not drawn and problem.precision == problem.exact:
+    exact = problem.precision == problem.exact
+    if not drawn and exact:
         raise ValueError("network: got one that makes NaN or infinite values of z; wants finite ones")
+    if drawn and problem.regularizer is not None:
+        output = problem.output.clone().requires_grad_()
+        value = problem.regularizer(output)
+        (slope,) = torch.autograd.grad(value, output, allow_unused=True, materialize_grads=True)
+        if not (value.isfinite() and (slope.isfinite().all() or not exact)):
+            slope = slope.abs().max()
+            raise ValueError(f"regularizer: got {value:g} with a gradient of {slope:g} at step 0; wants both finite")
 
 
 def move(module, device, dtype):

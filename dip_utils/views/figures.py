@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 from ..engine.checks import check_curve, check_image, check_integer, check_number, check_several
@@ -12,8 +13,8 @@ from ..resampling import LanczosDownsampler, lanczos
 from .drawing import GREY, add_legend, draw_curves, draw_grid, in_lines, new_figure, plain, style_axes
 from .page import show
 
-#: The height of a line of text beside a panel, as a share of the panel's.
-LINE = 0.055
+#: The height of a line of text beside a panel, in points.
+LINE = 11
 
 
 def by_name(argument, things):
@@ -132,24 +133,37 @@ def plot_curves(panels, *, ylabel, log=False, levels=None, minimum=None):
         check_number("levels", level)
         for axes in grid:
             axes.axhline(level, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)))
-    # Asked for its limits, matplotlib finds them; without them `heights` would be wrong.
-    highest = grid[0].get_ylim()[1]
     if minimum is not None:
         check_number("minimum", minimum)
         # Above all curves it would turn the axis upside down.
-        if minimum < highest:
+        if minimum < grid[0].get_ylim()[1]:
             grid[0].set_ylim(bottom=minimum)
-    # To the right of the last panel, where there is no curve; a name does not cover the one below it.
-    heights, top = grid[-1].transData - grid[-1].transAxes, -1
-    for name, level in sorted(levels.items(), key=lambda item: item[1]):
-        height = heights.transform((0, level))[1]
-        if 0 <= height <= 1:
-            top = max(height, top + LINE)
-            place = dict(xycoords="axes fraction", textcoords="offset points", va="center")
-            grid[-1].annotate(plain(name), (1, top), (3, 0), fontsize=8, color=GREY, **place)
     add_legend(figure, grid)
+    if levels:
+        name_levels(grid[-1], levels)
     contents = "; ".join(f"{title}: {', '.join(curves)}" for title, curves in panels.items())
     show(figure, "curves", f"{ylabel} over step: {contents}")
+
+
+def name_levels(axes, levels):
+    """Write the names of levels to the right of axes, where there is no curve, none on another."""
+    # Only now is it known how high the axes are.
+    FigureCanvasAgg(axes.figure).draw()
+    points, height = 72 / axes.figure.dpi, axes.bbox.height * 72 / axes.figure.dpi
+    seen = {name: (axes.transData.transform((0, level))[1] - axes.bbox.y0) * points for name, level in levels.items()}
+    seen = sorted((at, name) for name, at in seen.items() if 0 <= at <= height)
+    places, least, most = [at for at, _ in seen], 0, height
+    for i in range(len(seen)):
+        places[i] = max(places[i], least)
+        least = places[i] + LINE
+    for i in reversed(range(len(seen))):
+        places[i] = min(places[i], most)
+        most = places[i] - LINE
+    for place, (_, name) in zip(places, seen, strict=True):
+        axes.annotate(
+            plain(name), (1, 0), (3, place), fontsize=8, color=GREY, va="center",
+            xycoords="axes fraction", textcoords="offset points",
+        )  # fmt: skip
 
 
 def plot_spectra(runs, steps):
