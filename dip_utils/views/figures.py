@@ -149,21 +149,17 @@ def name_levels(axes, levels):
     """Write the names of levels to the right of axes, where there is no curve, none on another."""
     # Only now is it known how high the axes are.
     FigureCanvasAgg(axes.figure).draw()
-    points, height = 72 / axes.figure.dpi, axes.bbox.height * 72 / axes.figure.dpi
+    points = 72 / axes.figure.dpi
     seen = {name: (axes.transData.transform((0, level))[1] - axes.bbox.y0) * points for name, level in levels.items()}
-    seen = sorted((at, name) for name, at in seen.items() if 0 <= at <= height)
-    places, least, most = [at for at, _ in seen], 0, height
-    for i in range(len(seen)):
-        places[i] = max(places[i], least)
-        least = places[i] + LINE
-    for i in reversed(range(len(seen))):
-        places[i] = min(places[i], most)
-        most = places[i] - LINE
-    for place, (_, name) in zip(places, seen, strict=True):
-        axes.annotate(
-            plain(name), (1, 0), (3, place), fontsize=8, color=GREY, va="center",
-            xycoords="axes fraction", textcoords="offset points",
-        )  # fmt: skip
+    most = axes.bbox.height * points
+    seen = sorted((height, name) for name, height in seen.items() if 0 <= height <= most)
+    # Pushed up by those below, and down by the end of the axes.
+    lines = LINE * np.arange(len(seen))
+    heights = np.maximum.accumulate([height for height, _ in seen] - lines) + lines
+    heights = np.minimum(heights, most - lines[::-1])
+    for height, (_, name) in zip(heights, seen, strict=True):
+        place = dict(xycoords="axes fraction", textcoords="offset points", va="center")
+        axes.annotate(plain(name), (1, 0), (3, height), fontsize=8, color=GREY, **place)
 
 
 def plot_spectra(runs, steps):
