@@ -157,9 +157,9 @@ def name_levels(axes, levels):
     lines = LINE * np.arange(len(seen))
     heights = np.maximum.accumulate([height for height, _ in seen] - lines) + lines
     heights = np.minimum(heights, most - lines[::-1])
+    style = dict(xycoords="axes fraction", textcoords="offset points", va="center", fontsize=8, color=GREY)
     for height, (_, name) in zip(heights, seen, strict=True):
-        place = dict(xycoords="axes fraction", textcoords="offset points", va="center")
-        axes.annotate(plain(name), (1, 0), (3, height), fontsize=8, color=GREY, **place)
+        axes.annotate(plain(name), (1, 0), (3, height), **style)
 
 
 def plot_spectra(runs, steps):
